@@ -1,0 +1,1 @@
+"""Evidence: the hash-chained record. Imports no other room; verifiable without the proxy."""

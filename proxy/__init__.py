@@ -1,0 +1,1 @@
+"""Interception (policy enforcement point): the only room that touches the network."""

@@ -1,0 +1,604 @@
+"""The life of one exchange. PURE: events in, effects out; no I/O, no clock, no mitmproxy.
+
+    Head -> screen -> Resolve -> decide -> Reserve -> StoreRecord(decision) -> Forward -> … -> StoreRecord(outcome)
+                |                   |          |               |
+                +---- refused ------+----------+-- Failed -----+--> StoreRecord(decision: deny) -> Deny
+
+Rules of this file (each is a `ContractBroken` check here and a property in tests/properties/test_exchange_laws.py):
+
+L1  Forward only after an allow.
+L2  Forward only after the record of that allow is stored.
+L3  Any Failed before Forward ends in Deny.
+L4  Each reservation ends in exactly one settlement or void.
+L5  The log only grows: one decision per exchange, at most one outcome, the decision first.
+L6  No credential enters: the head arrives without Proxy-* fields, records take names, never values.
+
+Whoever performs the effects (proxy/enforcer.py) answers each with exactly one event. An adapter (proxy/mitm) only
+ever acts on Forward, Deny and Close.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+from policies.engine import decide, screen
+from policies.model import Address, ContractBroken, Decision, Principal, Request, Verdict, Would
+from policies.policy_set import PolicySet
+
+
+class Stage(Enum):
+    """Which message is judged (audit.md section 1, `stage`)."""
+
+    CONNECT = "connect"
+    REQUEST = "request"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What was asked for, as the record tells it: present even where the request was refused unparsed."""
+
+    method: str
+    host: str = ""
+    port: int = 0
+    scheme: str = ""
+    path: str = ""
+    query_keys: tuple[str, ...] = ()
+    sni: str = ""
+    content_type: str = ""
+
+
+# --- events -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A message head arrived: who asks (or why nobody), and the canonical request (or why there is none).
+
+    `refusal` is a code of policies/reasons.py; `detail` goes to the record only.
+    """
+
+    target: Target
+    principal: Principal | None
+    request: Request | None  # None for CONNECT, and where `refusal` is set
+    now: datetime
+    refusal: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Every address the one look-up gave (or the peer of the connection that will be reused).
+
+    `dial_port` differs from the requested port only where the operator pinned one (`--resolve`); rules judge the
+    requested port.
+    """
+
+    addresses: tuple[Address, ...]
+    now: datetime
+    dial_port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerAnswered:
+    """The reservation was made whole (`refusal` empty), or nothing was held."""
+
+    refusal: str = ""
+    retry_after_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordStored:
+    """The record asked for is durable. `policy_set` is the one in force *now*, for the re-check."""
+
+    policy_set: PolicySet
+    now: datetime
+    halted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSent:
+    """`count_bytes` of the request (head or body) were handed to the upstream connection."""
+
+    count_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """The upstream answered. `length_bytes` is its Content-Length, None where unknown."""
+
+    status: int
+    count_bytes: int
+    length_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseReceived:
+    """`count_bytes` of the response body, or of WebSocket payload towards the client, arrived."""
+
+    count_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseEnd:
+    """Both messages are complete, or the WebSocket was closed in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Anything that went wrong, in whatever step. `queued`: the record asked for may still become durable."""
+
+    reason: str
+    detail: str = ""
+    queued: bool = False
+
+
+Event = (
+    Head
+    | Resolved
+    | LedgerAnswered
+    | RecordStored
+    | RequestSent
+    | ResponseHead
+    | ResponseReceived
+    | ResponseEnd
+    | Failed
+)
+
+
+# --- effects ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve:
+    """Look the destination up once and vet nothing yet."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Hold what the request may spend: rates and (from the budgets issue on) accounts; all or none."""
+
+    decision: Decision
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """End the reservation: settle it (something was sent) or void it (nothing left)."""
+
+    settle: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRecord:
+    """The write-ahead record: what recording.py turns into an audit event."""
+
+    target: Target
+    principal: Principal | None
+    request: Request | None
+    decision: Decision
+    addresses: tuple[Address, ...]
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeRecord:
+    """How an allowed request ended."""
+
+    status: int | None
+    bytes_out: int
+    bytes_in: int
+    cut: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRecord:
+    """Append a record. A decision is awaited until durable; an outcome is only queued."""
+
+    record: DecisionRecord | OutcomeRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Permission to send exactly one request, to exactly these addresses. Only the exchange issues it."""
+
+    decision_id: str
+    digest: bytes
+    addresses: tuple[Address, ...]
+    dial_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Send the request (or open the tunnel, for CONNECT: then there is no ticket)."""
+
+    decision: Decision
+    request: Request | None
+    ticket: Ticket | None
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """Refuse the request; nothing of it has left."""
+
+    reason: str
+    decision: Decision
+    retry_after_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Cut a stream that is under way."""
+
+    reason: str
+
+
+Effect = Resolve | Reserve | Release | StoreRecord | Forward | Deny | Close
+
+
+class State(Enum):
+    """Where the exchange stands. The only ways on are the ones `Exchange.handle` names."""
+
+    NEW = "new"
+    RESOLVING = "resolving"
+    RESERVING = "reserving"
+    RECORDING_ALLOW = "recording-allow"
+    RECORDING_DENY = "recording-deny"
+    FORWARDED = "forwarded"
+    DONE = "done"
+
+
+def wire_headers(request: Request) -> tuple[tuple[str, str], ...]:
+    """The header fields that go upstream over HTTP/1.1, in order: what the ticket's digest covers.
+
+    Framing and upgrade fields are rebuilt from facts here, never copied from the client (RFC 9112 section 6.3).
+    """
+    default_port = 443 if request.scheme == "https" else 80
+    host = f"[{request.host}]" if ":" in request.host else request.host
+    authority = host if request.port == default_port else f"{host}:{request.port}"
+    framing: tuple[tuple[str, str], ...] = ()
+    if request.websocket:
+        framing = (("connection", "Upgrade"), ("upgrade", "websocket"))
+    elif request.body and request.body_length is None:
+        framing = (("transfer-encoding", "chunked"),)
+    return (("host", authority), *request.headers, *framing)
+
+
+def digest_request(
+    scheme: str, host: str, port: int, method: str, target: str, headers: tuple[tuple[str, str], ...]
+) -> bytes:
+    """SHA-256 over everything that decides what the upstream will do with the head.
+
+    Lengths are not needed: no field may hold NUL or LF (policies/canonical.py), which separate them here.
+    """
+    parts = [f"{scheme}\n{host}\n{port}\n{method}\n{target}"]
+    parts += [f"{name}\0{value}" for name, value in headers]
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).digest()
+
+
+def format_target(request: Request) -> str:
+    """Origin-form of the request target (RFC 9112 section 3.2.1)."""
+    return request.path if request.query is None else f"{request.path}?{request.query}"
+
+
+class Exchange:
+    """One exchange. `handle` is total: an event that does not fit the state is a broken contract."""
+
+    def __init__(
+        self, decision_id: str, stage: Stage, policy_set: PolicySet, *, observe: bool = False
+    ) -> None:
+        self.id = decision_id
+        self.stage = stage
+        self.state = State.NEW
+        self.policy_set = policy_set
+        self.decision: Decision | None = None
+        self.principal: Principal | None = None
+        self.request: Request | None = None
+        self.target = Target("")
+        self._observe = observe
+        self._detail = ""
+        self._addresses: tuple[Address, ...] = ()
+        self._dial_port = 0
+        self._reserved = False
+        self._allow_stored = False
+        self._decisions = 0
+        self._outcomes = 0
+        self.status: int | None = None
+        self.bytes_out = 0
+        self.bytes_in = 0
+        self._cut = ""
+
+    def handle(self, event: Event) -> list[Effect]:
+        """Advance by one event.
+
+        Returns the effects in the order in which they must be performed.
+
+        Raises:
+            ContractBroken: the event does not fit the state; the caller must deny or cut.
+        """
+        if self.state is State.DONE:
+            return []  # a late failure or chunk of something already ended changes nothing
+        if isinstance(event, Failed):
+            return self._fail(event)
+        step = _STEPS.get((self.state, type(event)))
+        if step is None:
+            raise ContractBroken(f"{type(event).__name__} while {self.state.value}")
+        return step(self, event)
+
+    # --- before the request leaves
+
+    def _on_head(self, event: Head) -> list[Effect]:
+        self.target, self.principal, self.request = event.target, event.principal, event.request
+        self._detail = event.detail
+        if event.refusal or event.principal is None:
+            return self._deny(event.refusal or "credential-missing")
+        target = event.target
+        screened = screen(
+            event.principal,
+            self.policy_set,
+            host=target.host,
+            port=target.port,
+            scheme=event.request.scheme if event.request else None,
+            now=event.now,
+        )
+        observed = self._observe and screened.reason == "host-not-allowed"
+        if screened.verdict is Verdict.DENY and not observed:
+            return self._deny_as(screened)
+        if self.stage is Stage.CONNECT:
+            self.decision = _observed(screened) if observed else screened
+            return self._store_allow()
+        if event.request is None:
+            raise ContractBroken("a request head without a canonical request or a refusal")
+        self.state = State.RESOLVING
+        return [Resolve(event.request.host, event.request.port)]
+
+    def _on_resolved(self, event: Resolved) -> list[Effect]:
+        request, principal = self._judged()
+        self._addresses = event.addresses
+        self._dial_port = event.dial_port or request.port
+        if not event.addresses:
+            return self._deny("dns-failed")
+        decision = decide(
+            request,
+            principal,
+            self.policy_set,
+            addresses=event.addresses,
+            now=event.now,
+            observe=self._observe,
+        )
+        if decision.verdict is Verdict.DENY:
+            return self._deny_as(decision)
+        limit = decision.obligations.max_request_bytes
+        if limit is not None and (request.body_length or 0) > limit:
+            return self._deny("request-too-large", decision.rules)
+        self.decision = decision
+        self.state = State.RESERVING
+        self._reserved = True
+        return [Reserve(decision, request)]
+
+    def _on_ledger(self, event: LedgerAnswered) -> list[Effect]:
+        if not event.refusal:
+            return self._store_allow()
+        self._reserved = False
+        decision = self._decided()
+        return self._deny(event.refusal, decision.rules, event.retry_after_ms)
+
+    def _on_allow_stored(self, event: RecordStored) -> list[Effect]:
+        self._allow_stored = True
+        changed = self._recheck(event)
+        if changed:
+            self.state = State.DONE
+            return [*self._release(settle=False), *self._outcome(403, changed), self._refuse(changed)]
+        ticket = None
+        if self.request is not None:
+            ticket = Ticket(
+                self.id, ticket_digest(self.request), self._addresses, self._dial_port
+            )
+        return [self._forward(ticket)]
+
+    def _on_deny_stored(self, _event: RecordStored) -> list[Effect]:
+        self.state = State.DONE
+        decision = self._decided()
+        return [Deny(decision.reason, decision, decision.retry_after_ms)]
+
+    def _recheck(self, event: RecordStored) -> str:
+        """Halt and policy generation, after the record and before the first byte (policy.md 2.1)."""
+        if event.halted:
+            return "halted"
+        if event.policy_set is self.policy_set or self.principal is None:
+            return ""
+        if self.request is None:
+            again = screen(
+                self.principal,
+                event.policy_set,
+                host=self.target.host,
+                port=self.target.port,
+                scheme=None,
+                now=event.now,
+            )
+            if self._observe and again.reason == "host-not-allowed":
+                return ""
+        else:
+            again = decide(
+                self.request,
+                self.principal,
+                event.policy_set,
+                addresses=self._addresses,
+                now=event.now,
+                observe=self._observe,
+            )
+        return "" if again.verdict is Verdict.ALLOW else "policy-changed"
+
+    # --- while it is under way
+
+    def _on_sent(self, event: RequestSent) -> list[Effect]:
+        self.bytes_out += event.count_bytes
+        limit = self._decided().obligations.max_request_bytes
+        return self._cut_beyond(limit, self.bytes_out, "request-too-large")
+
+    def _on_response_head(self, event: ResponseHead) -> list[Effect]:
+        self.status = event.status
+        self.bytes_in += event.count_bytes
+        limit = self._decided().obligations.max_response_bytes
+        return self._cut_beyond(limit, event.length_bytes or 0, "response-too-large")
+
+    def _on_received(self, event: ResponseReceived) -> list[Effect]:
+        self.bytes_in += event.count_bytes
+        limit = self._decided().obligations.max_response_bytes
+        return self._cut_beyond(limit, self.bytes_in, "response-too-large")
+
+    def _on_end(self, _event: ResponseEnd) -> list[Effect]:
+        self.state = State.DONE
+        return [*self._release(settle=True), *self._outcome(self.status, "")]
+
+    def _cut_beyond(self, limit_bytes: int | None, count_bytes: int, reason: str) -> list[Effect]:
+        if limit_bytes is None or count_bytes <= limit_bytes:
+            return []
+        self.state = State.DONE
+        self._cut = reason
+        return [*self._release(settle=True), *self._outcome(self.status, ""), Close(reason)]
+
+    # --- ends
+
+    def _fail(self, event: Failed) -> list[Effect]:
+        """L3: before Forward every failure is a Deny; after it, the outcome tells."""
+        self._detail = event.detail or self._detail
+        if self.state is State.FORWARDED:
+            self.state = State.DONE
+            settle = self.bytes_out > 0
+            return [
+                *self._release(settle=settle),
+                *self._outcome(self.status, event.reason),
+                Close(event.reason),
+            ]
+        if self.state is State.RECORDING_ALLOW:
+            self.state = State.DONE
+            outcome = self._outcome(403, event.reason) if event.queued else []
+            return [*self._release(settle=False), *outcome, self._refuse(event.reason)]
+        if self.state is State.RECORDING_DENY:
+            self.state = State.DONE
+            reason = self._decided().reason if event.queued else event.reason
+            return [self._refuse(reason)]
+        void = self._release(settle=False)
+        rules = self.decision.rules if self.decision else ()
+        return [*void, *self._deny(event.reason, rules)]
+
+    def _deny(
+        self, reason: str, rules: tuple[str, ...] = (), retry_after_ms: int | None = None
+    ) -> list[Effect]:
+        return self._deny_as(
+            Decision(
+                Verdict.DENY,
+                reason,
+                rules,
+                self.policy_set.digest,
+                retry_after_ms=retry_after_ms,
+            )
+        )
+
+    def _deny_as(self, decision: Decision) -> list[Effect]:
+        self.decision = decision
+        self.state = State.RECORDING_DENY
+        return [self._store_decision()]
+
+    def _store_allow(self) -> list[Effect]:
+        self.state = State.RECORDING_ALLOW
+        return [self._store_decision()]
+
+    def _store_decision(self) -> StoreRecord:
+        self._decisions += 1
+        if self._decisions > 1:
+            raise ContractBroken("L5: a second decision in one exchange")
+        return StoreRecord(
+            DecisionRecord(
+                self.target,
+                self.principal,
+                self.request,
+                self._decided(),
+                self._addresses,
+                self._detail,
+            )
+        )
+
+    def _outcome(self, status: int | None, error: str) -> list[Effect]:
+        if self.stage is Stage.CONNECT:
+            return []
+        self._outcomes += 1
+        if self._outcomes > 1:
+            raise ContractBroken("L5: a second outcome in one exchange")
+        return [
+            StoreRecord(OutcomeRecord(status, self.bytes_out, self.bytes_in, self._cut, error))
+        ]
+
+    def _release(self, *, settle: bool) -> list[Effect]:
+        if not self._reserved:
+            return []
+        self._reserved = False
+        return [Release(settle)]
+
+    def _refuse(self, reason: str) -> Deny:
+        decision = Decision(Verdict.DENY, reason, (), self.policy_set.digest)
+        return Deny(reason, decision)
+
+    def _forward(self, ticket: Ticket | None) -> Forward:
+        decision = self._decided()
+        if decision.verdict is not Verdict.ALLOW:
+            raise ContractBroken("L1: forward without an allow")
+        if not self._allow_stored:
+            raise ContractBroken("L2: forward before its record is stored")
+        if self.stage is Stage.REQUEST and ticket is None:
+            raise ContractBroken("L1: a request without a ticket")
+        self.state = State.DONE if self.stage is Stage.CONNECT else State.FORWARDED
+        return Forward(decision, self.request, ticket)
+
+    def _decided(self) -> Decision:
+        if self.decision is None:
+            raise ContractBroken("no decision yet")
+        return self.decision
+
+    def _judged(self) -> tuple[Request, Principal]:
+        if self.request is None or self.principal is None:
+            raise ContractBroken("no request to judge")
+        return self.request, self.principal
+
+
+def ticket_digest(request: Request) -> bytes:
+    """The digest a ticket for `request` carries; the adapter recomputes it from what it is about to send."""
+    return digest_request(
+        request.scheme,
+        request.host,
+        request.port,
+        request.method,
+        format_target(request),
+        wire_headers(request),
+    )
+
+
+def _observed(screened: Decision) -> Decision:
+    """Observe mode lets through what is denied only for lack of an allow (policy.md 2.10)."""
+    return Decision(
+        Verdict.ALLOW,
+        "observed",
+        (),
+        screened.policy_digest,
+        would=Would(Verdict.DENY, screened.rules),
+    )
+
+
+_STEPS: dict[tuple[State, type[Event]], Callable[[Exchange, Any], list[Effect]]] = {
+    (State.NEW, Head): Exchange._on_head,
+    (State.RESOLVING, Resolved): Exchange._on_resolved,
+    (State.RESERVING, LedgerAnswered): Exchange._on_ledger,
+    (State.RECORDING_ALLOW, RecordStored): Exchange._on_allow_stored,
+    (State.RECORDING_DENY, RecordStored): Exchange._on_deny_stored,
+    (State.FORWARDED, RequestSent): Exchange._on_sent,
+    (State.FORWARDED, ResponseHead): Exchange._on_response_head,
+    (State.FORWARDED, ResponseReceived): Exchange._on_received,
+    (State.FORWARDED, ResponseEnd): Exchange._on_end,
+}

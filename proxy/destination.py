@@ -31,7 +31,7 @@ Lookup = Callable[[str], list[str]]
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """The answers to vet. `ports[i]` is dialled at `addresses[i]`; rules judge the port asked for."""
+    """Answers to vet. `ports[i]` is dialled at `addresses[i]`; rules judge the asked port."""
 
     addresses: tuple[Address, ...]  # at least one, at most ANSWERS_MAX, no duplicates
     ports: tuple[int, ...]

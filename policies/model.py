@@ -117,6 +117,14 @@ class Decision:
             raise ValueError("an allow must name the rule that permitted it")
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Something is not in canonical form, so it cannot be judged and is denied."""
+
+    reason: str  # a code from reasons.py
+    detail: str  # for the record and the operator, never for the agent; ASCII, bounded
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Finding:
     """A problem in a file, as a value. Sorted by place; codes are catalogued in policies/findings.py."""

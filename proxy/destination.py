@@ -31,17 +31,17 @@ Lookup = Callable[[str], list[str]]
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """Answers to vet. `ports[i]` is dialled at `addresses[i]`; rules judge the asked port."""
+    """Answers to vet, all of them, before one is dialled."""
 
     addresses: tuple[Address, ...]  # at least one, at most ANSWERS_MAX, no duplicates
-    ports: tuple[int, ...]
+    dial_port: int  # differs from the asked port only where it is pinned; rules judge the asked one
 
 
 @dataclass(frozen=True, slots=True)
 class DnsFailed:
-    """No usable answer: the client gets 502 `dns-failed`, the record this cause."""
+    """No usable answer: the client gets 502 `dns-failed`, the record this reason."""
 
-    cause: Literal["not-found", "timeout", "server-failure", "overloaded"]
+    why: Literal["not-found", "timeout", "server-failure", "overloaded"]
 
 
 def look_up(host: str) -> list[str]:
@@ -75,10 +75,10 @@ class Resolver:
         """
         pins = self._pins.get((host, port))
         if pins:
-            return _bound([(pin.address, pin.dial_port) for pin in pins])
+            return _bound([pin.address for pin in pins], pins[0].dial_port)
         literal = _parse(host)
         if literal is not None:
-            return Resolved((literal,), (port,))
+            return Resolved((literal,), port)
         if self._running >= LOOKUPS_MAX:
             return DnsFailed("overloaded")
         try:
@@ -93,7 +93,7 @@ class Resolver:
         except RuntimeError:  # no thread could be started
             return DnsFailed("overloaded")
         addresses = [address for text in found if (address := _parse(text.partition("%")[0]))]
-        return _bound([(address, port) for address in addresses])
+        return _bound(addresses, port)
 
     def _start(self, host: str) -> asyncio.Future[list[str]]:
         """Run the lookup in a thread of its own: a daemon, so that it never delays our exit."""
@@ -155,11 +155,9 @@ def _is_local(address: Address) -> bool:
         return False
 
 
-def _bound(places: list[tuple[Address, int]]) -> Resolved | DnsFailed:
-    unique = list(dict.fromkeys(places))[:ANSWERS_MAX]
-    if not unique:
-        return DnsFailed("not-found")
-    return Resolved(tuple(place[0] for place in unique), tuple(place[1] for place in unique))
+def _bound(addresses: list[Address], dial_port: int) -> Resolved | DnsFailed:
+    unique = tuple(dict.fromkeys(addresses))[:ANSWERS_MAX]
+    return Resolved(unique, dial_port) if unique else DnsFailed("not-found")
 
 
 def _parse(text: str) -> Address | None:

@@ -160,6 +160,13 @@ class Settings:
                 "`hook_deadline_s`: is shorter than `ledger_deadline_s` plus `audit_deadline_s`;"
                 " raise it, or a slow disk is reported as a bug"
             )
+        dials = {(pin.host, pin.port): pin.dial_port for pin in self.resolve}
+        for pin in self.resolve:
+            if dials[pin.host, pin.port] != pin.dial_port:
+                raise ValueError(
+                    f"`--resolve {pin.host}:{pin.port}:…`: two answers name different ports to dial;"
+                    " give all answers for one host and port the same"
+                )
         if self.listen.port and self.listen == self.admin:
             raise ValueError(
                 f"`--admin {self.admin}`: is the same as `--listen`; give it a port of its own"

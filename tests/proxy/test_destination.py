@@ -15,7 +15,7 @@ from proxy.settings import Endpoint, parse_resolve
 
 
 def at(*texts: str, port: int = 443) -> Resolved:
-    return Resolved(tuple(ip_address(text) for text in texts), (port,) * len(texts))
+    return Resolved(tuple(ip_address(text) for text in texts), port)
 
 
 async def test_a_pinned_answer_is_used_instead_of_a_lookup() -> None:
@@ -24,11 +24,11 @@ async def test_a_pinned_answer_is_used_instead_of_a_lookup() -> None:
 
     pins = [
         parse_resolve("api.example.com:443:10.0.0.5:8443"),
-        parse_resolve("api.example.com:443:[fd00::5]"),
+        parse_resolve("api.example.com:443:[fd00::5]:8443"),
     ]
     resolver = Resolver(pins, lookup=never)
     answer = await resolver.resolve("api.example.com", 443)
-    assert answer == Resolved((ip_address("10.0.0.5"), ip_address("fd00::5")), (8443, 443))
+    assert answer == at("10.0.0.5", "fd00::5", port=8443)
 
 
 async def test_a_pin_holds_for_its_port_only() -> None:
@@ -48,7 +48,7 @@ async def test_the_system_is_asked() -> None:
     answer = await Resolver().resolve("localhost", 80)
     assert isinstance(answer, Resolved)
     assert all(address.is_loopback for address in answer.addresses)
-    assert set(answer.ports) == {80}
+    assert answer.dial_port == 80
 
 
 def test_a26_the_lookup_is_ours_under_uvloop_too() -> None:
@@ -95,14 +95,14 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize(("failure", "cause"), FAILURES.values(), ids=FAILURES)
-async def test_a_failure_is_a_value(failure: Exception, cause: str) -> None:
+@pytest.mark.parametrize(("failure", "why"), FAILURES.values(), ids=FAILURES)
+async def test_a_failure_is_a_value(failure: Exception, why: str) -> None:
     def look_up(host: str) -> list[str]:
         raise failure
 
     answer = await Resolver(lookup=look_up).resolve("a.example.com", 443)
     assert isinstance(answer, DnsFailed)
-    assert answer.cause == cause
+    assert answer.why == why
 
 
 async def test_no_answer_at_all_is_not_found() -> None:
@@ -126,7 +126,7 @@ async def test_a_lookup_that_hangs_is_abandoned_at_the_deadline() -> None:
     try:
         assert await resolver.resolve("slow.example.com", 443) == DnsFailed("timeout")
         many = [resolver.resolve("slow.example.com", 443) for _ in range(LOOKUPS_MAX)]
-        causes = [answer.cause for answer in await asyncio.gather(*many) if answer != at()]  # type: ignore[union-attr]
+        causes = [answer.why for answer in await asyncio.gather(*many) if answer != at()]  # type: ignore[union-attr]
         assert causes.count("overloaded") == 1
         assert await resolver.resolve("192.0.2.9", 443) == at("192.0.2.9")  # needs no thread
     finally:

@@ -208,6 +208,12 @@ def test_one_port_for_two_listeners_is_refused_unless_the_system_chooses() -> No
     assert Settings(listen=free, admin=free).admin.port == 0
 
 
+def test_answers_for_one_name_that_dial_different_ports_are_refused() -> None:
+    pins = tuple(map(parse_resolve, ["a.example.com:443:10.0.0.1", "a.example.com:443:10.0.0.2:1"]))
+    with pytest.raises(ValueError, match="--resolve a.example.com:443"):
+        Settings(resolve=pins)
+
+
 def test_the_state_directory_names_every_place() -> None:
     knobs = replace(Settings(), state=Path("/var/lib/tollkeeper"))
     places = {

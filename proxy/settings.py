@@ -164,8 +164,8 @@ class Settings:
         for pin in self.resolve:
             if dials[pin.host, pin.port] != pin.dial_port:
                 raise ValueError(
-                    f"`--resolve {pin.host}:{pin.port}:…`: two answers name different ports to dial;"
-                    " give all answers for one host and port the same"
+                    f"`--resolve {pin.host}:{pin.port}:…`: answers with different ports to dial;"
+                    " give them all the same"
                 )
         if self.listen.port and self.listen == self.admin:
             raise ValueError(

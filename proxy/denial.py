@@ -35,7 +35,7 @@ _PROXY_ERRORS = {
 _GRPC_STATUSES = {407: 16, 429: 8, 502: 14, 504: 14}
 _GRPC_DENIED = 7
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")  # as in policies.yaml
 _QUALITY = re.compile(r"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
 _ACCEPT_CHARS_MAX = 1024  # browsers send 150; past this nobody is reading a page
 

@@ -119,7 +119,7 @@ def test_what_is_no_refusal_becomes_an_internal_error(reason: str) -> None:
     assert (denial.status, denial.reason) == (403, "internal-error")
 
 
-@pytest.mark.parametrize("odd", ["a\r\nSet-Cookie: x", "<script>", "a b", "é", "x" * 129, ""])
+@pytest.mark.parametrize("odd", ["a\r\nSet-Cookie: x", "<script>", "a b", "é", "x" * 65, ""])
 def test_ids_that_are_no_ids_are_left_out(odd: str) -> None:
     body = json.loads(show(deny("no-rule-matched", decision_id=odd, agent=odd, rule=odd)).body)
     assert body["decision"] == ""

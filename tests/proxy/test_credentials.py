@@ -1,4 +1,4 @@
-"""Tokens: issued once, stored hashed, rotated with an overlap, revoked; and files that went wrong."""
+"""Tokens: issued once, stored hashed, rotated with overlap, revoked; and damaged files."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -156,44 +157,39 @@ def test_list_shows_all_oldest_first(store: CredentialStore) -> None:
     assert [credential.agent for credential in store.list()] == names
 
 
-def spoil(path: Path, kind: str) -> None:
-    document = json.loads(path.read_text())
-    entry = document["credentials"][0]
-    spoilt = {
-        "empty": b"",
-        "half": path.read_bytes()[:40],
-        "not UTF-8": b"\xff\xfe",
-        "a list": b"[]",
-        "null": b"null",
-        "deep": b"[" * 100_000,
-        "another version": json.dumps({**document, "version": 2}).encode(),
-        "an entry too few": json.dumps({**document, "credentials": [{"agent": "coder"}]}).encode(),
-        "twice": json.dumps({**document, "credentials": [entry, entry]}).encode(),
-    } | {
-        f"{key} {value!r}": json.dumps({**document, "credentials": [{**entry, key: value}]}).encode()
-        for key, value in [
-            ("sha256", "x" * 64), ("sha256", ""), ("agent", "a b"), ("created", None),
-            ("created", "2026-11-21T12:00:00"), ("expires", "soon"), ("expires", 5), ("revoked", False),
-        ]
-    }  # fmt: skip
-    path.write_bytes(spoilt[kind])
+SPOILT_FILES = {
+    "empty": b"",
+    "half": b'{"version": 1, "credentials": [',
+    "not UTF-8": b"\xff\xfe",
+    "a list": b"[]",
+    "null": b"null",
+    "deep": b"[" * 100_000,
+    "another version": b'{"version": 2, "credentials": []}',
+    "no credentials": b'{"version": 1}',
+    "an empty entry": b'{"version": 1, "credentials": [{}]}',
+}
+SPOILT_FIELDS: dict[str, dict[str, Any]] = {
+    "a hash that is none": {"sha256": "x" * 64},
+    "no hash": {"sha256": ""},
+    "an odd agent": {"agent": "a b"},
+    "no creation": {"created": None},
+    "no zone": {"created": "2026-11-21T12:00:00"},
+    "an odd expiry": {"expires": "soon"},
+    "a number as expiry": {"expires": 5},
+    "false as revocation": {"revoked": False},
+}
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "empty", "half", "not UTF-8", "a list", "null", "deep", "another version",
-        "an entry too few", "twice", f"sha256 {'x' * 64!r}", "sha256 ''", "agent 'a b'",
-        "created None", "created '2026-11-21T12:00:00'", "expires 'soon'", "expires 5",
-        "revoked False",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("kind", [*SPOILT_FILES, *SPOILT_FIELDS, "twice"])
 def test_a_damaged_file_identifies_nobody_and_is_not_overwritten(
     store: CredentialStore, path: Path, kind: str
 ) -> None:
     issued = store.add("coder", now=NOW)
-    spoil(path, kind)
-    before = path.read_bytes()
+    document = json.loads(path.read_text())
+    (entry,) = document["credentials"]
+    entries = [entry, entry] if kind == "twice" else [{**entry, **SPOILT_FIELDS.get(kind, {})}]
+    spoilt = json.dumps({**document, "credentials": entries}).encode()
+    path.write_bytes(before := SPOILT_FILES.get(kind, spoilt))
     assert "credentials.json" in store.problem
     with pytest.raises(CredentialsUnusable, match="damaged"):
         store.match("coder", issued.token)

@@ -1,4 +1,4 @@
-"""Who a caller is, for every kind of credential and source; and that a wrong token never falls back."""
+"""Who a caller is; and that a wrong token never falls back to the source."""
 
 import base64
 from dataclasses import dataclass, field

@@ -1,0 +1,430 @@
+"""The policy file as pydantic models: source of the validator, docs/policy.md and the JSON Schema.
+
+Rule 1: a key exists if and only if it is a field here; keys of later issues are unknown keys.
+Rule 2: no word of a finding comes from pydantic: every field reads its value with a function of
+        values.py, and problems.py words what pydantic itself refuses (unknown and missing keys).
+Rule 3: what a model holds is compiled: patterns, networks, bytes, milliseconds.
+
+Keys: policy.md section 1, rows marked g. A key left out is None; compile.py knows the defaults.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from policies import values
+from policies.model import ContractBroken
+from policies.node import Broken
+from policies.rule import (
+    ADDRESS_CLASSES,
+    METHODS,
+    HostPattern,
+    Network,
+    PathPattern,
+    Predicate,
+)
+
+
+def _reading(read: Callable[[Any], Any], **schema: Any) -> tuple[PlainValidator, WithJsonSchema]:
+    """The two halves of a field: how its value is read, and what an editor is told about it."""
+
+    def run(value: Any) -> Any:
+        if _holds_broken(value):
+            raise PydanticCustomError("broken", "reported before")
+        try:
+            return read(value)
+        except values.Unfit as unfit:
+            words = {"message": unfit.message, "hint": unfit.hint}
+            raise PydanticCustomError(
+                "unfit", "see context", words | {"code": unfit.code}
+            ) from None
+
+    return PlainValidator(run), WithJsonSchema(schema)
+
+
+def _holds_broken(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_broken, value.values()))
+    return any(map(_holds_broken, value)) if isinstance(value, list) else isinstance(value, Broken)
+
+
+def _choice(*choices: str) -> tuple[PlainValidator, WithJsonSchema]:
+    return _reading(lambda value: values.read_choice(value, choices), enum=list(choices))
+
+
+class _OneOrMany:
+    """In the JSON Schema: one item, or a list of them."""
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        many = handler(schema)
+        return {"anyOf": [many["items"], many]}
+
+
+def _listify(value: Any) -> Any:
+    """A scalar is a list of one; a map stays what it is and is refused as an item of the list."""
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+def _read_between(value: Any) -> tuple[int, int]:
+    if not isinstance(value, list) or len(value) != 2:
+        hint = 'write ["08:00", "18:00"]'
+        raise values.Unfit("AP007", f"expected two times of day, not {values.show(value)}", hint)
+    opens, closes = (values.read_minute(item) for item in value)
+    if opens == 24 * 60:
+        raise values.Unfit("AP007", "a day does not open at `24:00`", 'write "00:00"')
+    if opens == closes:
+        raise values.Unfit(
+            "AP204", "this window is never open", 'write ["00:00", "24:00"] for all day'
+        )
+    return opens, closes
+
+
+_PREDICATES = ("one_of", "prefix", "suffix", "re", "present", "absent")
+
+
+def _read_predicate(value: Any) -> Predicate:
+    if not isinstance(value, dict):
+        return Predicate("exact", (_read_exact(value),))
+    hint = f"write a text, or a map with one of {', '.join(_PREDICATES)}"
+    if len(value) != 1:
+        raise values.Unfit("AP007", f"expected one test, not {len(value)}", hint)
+    ((kind, operand),) = value.items()
+    if kind == "one_of":
+        entries = operand if isinstance(operand, list) else [operand]
+        if not entries:
+            raise values.Unfit("AP204", "an empty `one_of` matches nothing", "list the values")
+        return Predicate("one_of", tuple(sorted({_read_exact(entry) for entry in entries})))
+    if kind in {"present", "absent"}:
+        values.read_true(operand)
+        return Predicate(kind)
+    if kind == "re":
+        return Predicate("re", (values.read_regex(operand),))
+    if kind in {"prefix", "suffix"}:
+        return Predicate(kind, (values.read_text(operand),))
+    hint = values.suggest(kind, _PREDICATES) or hint
+    raise values.Unfit("AP006", f"unknown test `{kind}`", hint)
+
+
+def _read_exact(value: Any) -> str:
+    """Text, or a whole number as it is written; true and false are not values of a query."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return values.read_text(value)
+
+
+_MANY = (BeforeValidator(_listify), _OneOrMany())
+_ID = {"type": "string", "pattern": r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"}
+_TEST_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": ["string", "integer"]},
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "minProperties": 1,
+            "maxProperties": 1,
+            "properties": {
+                "one_of": {"type": ["array", "string", "integer"]},
+                "prefix": {"type": "string"},
+                "suffix": {"type": "string"},
+                "re": {"type": "string"},
+                "present": {"const": True},
+                "absent": {"const": True},
+            },
+        },
+    ]
+}
+
+type Id = Annotated[str, *_reading(values.read_id, **_ID)]
+type Ids = Annotated[tuple[Id, ...], *_MANY]
+type Text = Annotated[str, *_reading(values.read_text, type="string")]
+type Flag = Annotated[bool, *_reading(values.read_flag, type="boolean")]
+type Count = Annotated[int, *_reading(values.read_count, type="integer", minimum=1)]
+type Size = Annotated[
+    int, *_reading(values.read_size, type="string", pattern="^[0-9]+ ?([kKMGT]i?)?B$")
+]
+type Duration = Annotated[
+    int, *_reading(values.read_duration, type="string", pattern="^[0-9]+ ?(ms|s|m|h|d)$")
+]
+type Moment = Annotated[datetime, *_reading(values.read_moment, type="string")]
+type Host = Annotated[HostPattern, *_reading(values.read_host, type="string")]
+type Path = Annotated[PathPattern, *_reading(values.read_path, type="string", pattern="^/")]
+type Regex = Annotated[str, *_reading(values.read_regex, type="string")]
+type Range = Annotated[Network, *_reading(values.read_network, type="string")]
+type Destination = Annotated[
+    str | Network,
+    *_reading(
+        values.read_destination,
+        anyOf=[{"enum": sorted(ADDRESS_CLASSES)}, {"type": "string", "pattern": "[.:]"}],
+    ),
+]
+type Method = Annotated[str, *_reading(values.read_method, enum=sorted(METHODS))]
+type Port = Annotated[
+    int,
+    *_reading(
+        lambda value: values.read_count(value, 1, 65535), type="integer", minimum=1, maximum=65535
+    ),
+]
+type Day = Annotated[int, *_reading(values.read_day, enum=list(values.DAYS))]
+type Between = Annotated[
+    tuple[int, int],
+    *_reading(
+        _read_between,
+        type="array",
+        items={"type": "string", "pattern": "^([01][0-9]|2[0-4]):[0-5][0-9]$"},
+        minItems=2,
+        maxItems=2,
+    ),
+]
+type Test = Annotated[Predicate, *_reading(_read_predicate, **_TEST_SCHEMA)]
+type Version = Annotated[int, *_reading(values.read_version, const=1)]
+
+
+class Section(BaseModel):
+    """A map of the file with a fixed set of keys."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, arbitrary_types_allowed=True
+    )
+
+
+class WhoSection(Section):
+    """Which agents. Left out: all of them."""
+
+    agents: Ids | None = Field(None, description="ids of agents")
+    groups: Ids | None = Field(None, description="groups of agents")
+
+
+class MatchSection(Section):
+    """Which requests. Every key that is given must hold; within one key any entry is enough."""
+
+    host: Annotated[tuple[Host, ...], *_MANY] | None = Field(
+        None,
+        description="`a.com` exactly, `*.a.com` one label more, `**.a.com` one or more, an address",
+    )
+    scheme: Annotated[tuple[Annotated[str, *_choice("https", "http")], ...], *_MANY] | None = Field(
+        None, description="`https` (default in allow rules) or `http`"
+    )
+    port: Annotated[tuple[Port, ...], *_MANY] | None = Field(
+        None, description="443 by default in allow rules"
+    )
+    methods: Annotated[tuple[Method, ...], *_MANY] | None = Field(
+        None, description="left out: every known method"
+    )
+    path: Annotated[tuple[Path, ...], *_MANY] | None = Field(
+        None, description="segments: text, `*`, `report-*.pdf`, `{x:int}`, `{x:uuid}`, final `**`"
+    )
+    path_re: Annotated[tuple[Regex, ...], *_MANY] | None = Field(
+        None, description="RE2 expression for the whole path"
+    )
+    query: dict[str, Test] | None = Field(None, description="tests of query values, by key")
+    query_only: Flag | None = Field(None, description="true: keys not in `query` are refused")
+    headers: dict[str, Test] | None = Field(None, description="tests of header values, by name")
+    websocket: Flag | None = Field(
+        None, description="true: an allow also covers WebSocket upgrades"
+    )
+    body: Flag | None = Field(
+        None, description="true: an allow also covers GET, HEAD, DELETE, OPTIONS with a body"
+    )
+    dest_ip: Annotated[tuple[Destination, ...], *_MANY] | None = Field(
+        None, description="ranges or classes of addresses; in an allow it opens them"
+    )
+
+
+class WhenSection(Section):
+    """At which times, by the wall clock of `defaults.timezone`."""
+
+    days: Annotated[tuple[Day, ...], *_MANY] | None = Field(None, description="days of the week")
+    between: Between | None = Field(
+        None, description='opening and closing time, ["18:00", "08:00"] spans midnight'
+    )
+    from_: Moment | None = Field(None, alias="from", description="first moment")
+    until: Moment | None = Field(None, description="first moment after the end")
+
+
+class WithSection(Section):
+    """What an allow comes with."""
+
+    rate: Ids | None = Field(None, description="ids of `rates:`; all of them apply")
+    max_request: Size | None = Field(None, description="largest request body")
+    max_response: Size | None = Field(None, description="largest response; longer ones are cut")
+    capture: Annotated[str, *_choice("metadata", "request", "request_response")] | None = Field(
+        None, description="how much of the exchange is recorded"
+    )
+    redact_path: Annotated[tuple[Count, ...], *_MANY] | None = Field(
+        None, description="numbers of path segments (from 1) that the record hides"
+    )
+    path_params: Annotated[str, *_choice("refuse", "strip", "keep")] | None = Field(
+        None, description="what happens to `;params` in the path; `refuse` by default"
+    )
+
+
+class RuleSection(Section):
+    """One rule. Their order never matters: a deny wins over every allow."""
+
+    id: Id = Field(description="unique name; records and findings cite it")
+    description: Text | None = Field(None, description="for people")
+    verdict: Annotated[str, *_choice("allow", "deny")] = Field(description="`allow` or `deny`")
+    mode: Annotated[str, *_choice("shadow")] | None = Field(
+        None, description="`shadow`: recorded as what would happen, never enforced"
+    )
+    who: WhoSection | None = Field(None, description="which agents; left out: all")
+    match: MatchSection | None = Field(None, description="which requests; an allow needs `host`")
+    unless: MatchSection | None = Field(None, description="exceptions, with the keys of `match`")
+    when: WhenSection | None = Field(None, description="at which times; left out: always")
+    with_: WithSection | None = Field(None, alias="with", description="limits and obligations")
+
+
+class IdentitySection(Section):
+    """How an agent is known."""
+
+    source: Annotated[tuple[Range, ...], *_MANY] = Field(
+        description="address ranges the agent calls from"
+    )
+
+
+class AgentSection(Section):
+    """One agent, under its id."""
+
+    groups: Ids | None = Field(None, description="groups the agent belongs to")
+    identity: IdentitySection | None = Field(
+        None, description="left out: a proxy credential whose user name is the id"
+    )
+
+
+class RateSection(Section):
+    """One rate, under its id. Refused calls do not use it up."""
+
+    each: Annotated[str, *_choice("agent", "session", "rule")] = Field(
+        description="what has a count of its own: `agent`, `session` or `rule`"
+    )
+    allow: Count = Field(description="number of requests")
+    per: Duration = Field(description="in this time")
+    burst: Count | None = Field(None, description="admitted at once after a rest; default `allow`")
+
+
+class DefaultsSection(Section):
+    """What holds for the whole policy. There is no way to default to allow."""
+
+    timezone: Annotated[str, *_reading(values.read_timezone, type="string")] | None = Field(
+        None, description="IANA name for `when`; default UTC"
+    )
+    max_inspect_body: Size | None = Field(None, description="largest body looked into; 1MiB")
+    explain_denials: Flag | None = Field(None, description="tell agents the reason; default true")
+    mode: Annotated[str, *_choice("enforce", "observe")] | None = Field(
+        None, description="`observe` forwards what no rule allows; needs `serve --observe` too"
+    )
+    on_bad_reload: Annotated[str, *_choice("hold", "deny")] | None = Field(
+        None, description="a broken new file: `hold` the last good policy (default) or `deny` all"
+    )
+    stale_limit: Duration | None = Field(
+        None, description="deny all when the last good policy is older; off by default"
+    )
+    cut_on_tighten: Flag | None = Field(
+        None, description="cut open connections to hosts a new policy denies; default true"
+    )
+
+
+class PolicyFile(Section):
+    """A policy file. Whatever no rule allows is denied."""
+
+    version: Version = Field(description="1")
+    name: Text | None = Field(None, description="for people")
+    include: Annotated[tuple[Text, ...], *_MANY] | None = Field(
+        None, description="more files, beside or below this one"
+    )
+    defaults: DefaultsSection | None = Field(None, description="main file only")
+    agents: dict[str, AgentSection] | None = Field(None, description="agents by id")
+    rules: list[RuleSection] | None = Field(None, description="the rules, in any order")
+    rates: dict[str, RateSection] | None = Field(None, description="rates by id")
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "who": WhoSection,
+    "match": MatchSection,
+    "unless": MatchSection,
+    "when": WhenSection,
+    "with": WithSection,
+    "identity": IdentitySection,
+    "defaults": DefaultsSection,
+    "agents": AgentSection,
+    "rates": RateSection,
+    "rules": RuleSection,
+    "": PolicyFile,
+}
+
+
+def keys_of(section: type[Section]) -> tuple[str, ...]:
+    """The keys of a section as they are written in YAML."""
+    return tuple(field.alias or name for name, field in section.model_fields.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """One place that the schema refuses. `code` is "" for what pydantic refuses: see `kind`."""
+
+    kind: Literal["unfit", "unknown-key", "missing-key", "not-a-map", "not-a-list"]
+    path: tuple[str | int, ...]
+    code: str = ""
+    message: str = ""
+    hint: str = ""
+
+
+_KINDS: dict[str, Literal["unknown-key", "missing-key", "not-a-map", "not-a-list"]] = {
+    "extra_forbidden": "unknown-key",
+    "missing": "missing-key",
+    "model_type": "not-a-map",
+    "dict_type": "not-a-map",
+    "list_type": "not-a-list",
+}
+
+
+def validate[S: Section](section: type[S], value: Any) -> tuple[S | None, list[Refused]]:
+    """Read one section; None where anything in it is refused, and then every refusal."""
+    try:
+        return section.model_validate(value), []
+    except ValidationError as error:
+        return None, [
+            _refused(one["type"], one["loc"], one.get("ctx", {}))
+            for one in error.errors(include_url=False, include_input=False)
+            if one["type"] != "broken"
+        ]
+
+
+def _refused(kind: str, path: tuple[str | int, ...], words: dict[str, Any]) -> Refused:
+    if kind == "unfit":
+        return Refused("unfit", path, words["code"], words["message"], words["hint"])
+    if kind not in _KINDS:
+        raise ContractBroken(f"the schema refused {path} with {kind}, which has no wording")
+    return Refused(_KINDS[kind], path)
+
+
+class _EditorSchema(GenerateJsonSchema):
+    """JSON Schema as an editor wants it: a key that may be left out is not one that may be null."""
+
+    def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a policy file, for editors."""
+    schema = PolicyFile.model_json_schema(schema_generator=_EditorSchema)
+    return {"$schema": GenerateJsonSchema.schema_dialect} | schema | {"title": "Tollkeeper policy"}

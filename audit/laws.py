@@ -1,0 +1,253 @@
+"""What must hold inside a record and between records, beyond the chain. PURE.
+
+    log.open  policy.load(D)  decision(a, allow, policy D)  outcome(ref a)  heartbeat …  log.close
+
+Rule 1: the writer asks these laws before it seals a record and the verifier when it reads one, so a bug in the
+        proxy is refused at once and cannot make an honest log look tampered.
+Rule 2: memory is bounded whatever the log holds; where something must be forgotten, the bound is part of the
+        law and both sides forget alike.
+
+The laws: the form of the kind (fields.py); ts never goes back; a run starts with `log.open`, which says rightly
+whether the run before it was closed; a decision names a policy among the last `POLICIES_MAX` loaded; an outcome
+refers to an allowed request of the same run that has no outcome yet, among the last `DECISIONS_MIN` or more open
+ones. So a second outcome, one before its decision and one after a deny are all the same break.
+A missing outcome is no break (a crash), a missing heartbeat is counted, not judged.
+"""
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from re import Match
+
+from audit.chain import TAIL_BYTES, TS_BYTES, Cause
+from audit.fields import FORMAT, FORMS, TIMESTAMP
+from audit.record import explain_event
+
+POLICIES_MAX = 1024
+RECOVERIES_MAX = 4096
+DECISIONS_MIN = 50_000
+_HEARTBEATS_MISSING_MAX = 2
+_FORMAT = re.compile(rb'"format":([1-9][0-9]{0,8})[,}]')
+_EVENT_AT = TS_BYTES + len(b'","v":1},"event":')
+
+type Problem = tuple[str, Cause] | None
+
+
+class OpenDecisions:
+    """The allowed requests that wait for their outcome: at least the last 50,000, at most twice as many."""
+
+    __slots__ = ("_old", "_young")
+
+    def __init__(self) -> None:
+        self._young: set[bytes] = set()
+        self._old: set[bytes] = set()
+
+    def add(self, ref: bytes) -> None:
+        """Remember one; the oldest generation is forgotten when the young one is full."""
+        if len(self._young) >= DECISIONS_MIN:
+            self._old, self._young = self._young, set()
+        self._young.add(ref)
+
+    def take(self, ref: bytes) -> None:
+        """Forget one that got its outcome."""
+        self._young.discard(ref)
+        self._old.discard(ref)
+
+    def clear(self) -> None:
+        """Forget all: the next run cannot finish them."""
+        self._young, self._old = set(), set()
+
+    def __contains__(self, ref: bytes) -> bool:
+        return ref in self._young or ref in self._old
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._old)
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._old
+        yield from self._young
+
+
+class Recent:
+    """The most recent distinct values of something a log may hold any number of."""
+
+    __slots__ = ("_most", "_values")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._values: dict[bytes, None] = {}
+
+    def add(self, value: bytes) -> None:
+        """Make `value` the newest; the oldest goes when there are too many."""
+        self._values.pop(value, None)
+        self._values[value] = None
+        if len(self._values) > self._most:
+            del self._values[next(iter(self._values))]
+
+    def discard(self, value: bytes) -> None:
+        """Forget `value`."""
+        self._values.pop(value, None)
+
+    def __contains__(self, value: bytes) -> bool:
+        return value in self._values
+
+
+class Laws:
+    """The state that judging needs. One object judges one log from its first record on."""
+
+    def __init__(self) -> None:
+        self.decisions = OpenDecisions()
+        self.policies = Recent(POLICIES_MAX)
+        self.recoveries = Recent(RECOVERIES_MAX)  # names of torn files
+        self.ts = b""
+        self.running = False
+        self.run_seq = 0  # number of the newest `log.open`
+        self.runs = 0
+        self.records = 0
+        self.outcomes_unknown = 0  # allowed requests of runs that are over without an outcome
+        self.heartbeat_gaps = 0
+        self._heartbeat = timedelta(0)
+        self._day = b""
+        self._due = b""  # a record later than this, with no heartbeat before it, shows a gap
+        self._laws = {
+            b"log.open": self._open,
+            b"log.close": self._close,
+            b"decision": self._decision,
+            b"outcome": self._outcome,
+            b"policy.load": self._policy,
+            b"recovery": self._recovery,
+        }
+
+    def judge(self, line: bytes, at: int) -> Problem:
+        """See `audit.chain.Judge`. A record that is refused leaves no trace here."""
+        kind_at = line.find(b'"kind":"', at) + 8
+        kind = line[kind_at : line.find(b'"', kind_at)]
+        form = FORMS.get(kind)
+        found = form.fullmatch(line, at, len(line) - TAIL_BYTES) if form else None
+        if found is None:
+            return _explain(line, at)
+        ts = line[at : at + TS_BYTES]
+        problem = self._judge_bytes(line, ts)
+        if problem is None and not self.running and kind != b"log.open":
+            problem = (
+                f"`{kind.decode()}` stands outside of a run: no `log.open` before it",
+                "tampered",
+            )
+        if problem is None:
+            law = self._laws.get(kind)
+            problem = law(found) if law is not None else None
+        if problem is None:
+            self._watch(kind, ts)
+            self.ts = ts
+            self.records += 1
+        return problem
+
+    def rewind(self, ts: bytes, policies: list[bytes]) -> None:
+        """The writer lost what it had sealed behind `ts`: these policies were never recorded."""
+        self.ts = ts
+        for digest in policies:
+            self.policies.discard(digest)
+
+    def _judge_bytes(self, line: bytes, ts: bytes) -> Problem:
+        if ts < self.ts:
+            return f"the time goes back from {self.ts.decode()} to {ts.decode()}", "tampered"
+        if ts[:10] != self._day:
+            try:
+                date.fromisoformat(ts[:10].decode())
+            except ValueError:
+                return f"`{ts[:10].decode()}` is not a date", "tampered"
+            self._day = ts[:10]
+        if not line.isascii():
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return "the record is not UTF-8", "tampered"
+        return None
+
+    def _open(self, found: Match[bytes]) -> Problem:
+        version = int(found["format"])
+        if version != FORMAT:
+            return f"record format {version} is not known", "unknown-version"
+        after = "crash" if self.running else "clean"
+        if found["after"].decode() != after:
+            return (
+                f"`log.open` says after `{found['after'].decode()}`, the run before it says `{after}`",
+                "tampered",
+            )
+        self.outcomes_unknown += len(self.decisions)
+        self.decisions.clear()
+        self.running = True
+        self.runs += 1
+        self.run_seq = self.records
+        self._heartbeat = timedelta(milliseconds=min(int(found["heartbeat_ms"]), _HEARTBEAT_MS_MAX))
+        return None
+
+    def _close(self, _: Match[bytes]) -> Problem:
+        self.running = False
+        return None
+
+    def _decision(self, found: Match[bytes]) -> Problem:
+        ref, digest, stage, verdict = found.group("id", "digest", "stage", "verdict")
+        if digest not in self.policies:
+            return (
+                f"the decision cites policy `{digest.decode()}`, which was not loaded before it",
+                "tampered",
+            )
+        if verdict == b"allow" and stage == b"request":
+            if ref in self.decisions:
+                return f"decision `{ref.decode()}` is there twice", "tampered"
+            self.decisions.add(ref)
+        return None
+
+    def _outcome(self, found: Match[bytes]) -> Problem:
+        ref = found["ref"]
+        if ref not in self.decisions:
+            what = "it is unknown, was denied, or has its outcome already"
+            return (
+                f"the outcome refers to `{ref.decode()}`, which is no open request: {what}",
+                "tampered",
+            )
+        self.decisions.take(ref)
+        return None
+
+    def _policy(self, found: Match[bytes]) -> Problem:
+        self.policies.add(found["digest"])
+        return None
+
+    def _recovery(self, found: Match[bytes]) -> Problem:
+        if found["file"]:
+            self.recoveries.add(found["file"])
+        return None
+
+    def _watch(self, kind: bytes, ts: bytes) -> None:
+        """Count a silence of more than two heartbeats that no clock step and no recovery explains."""
+        explained = kind in _EXPLAIN_SILENCE
+        if self._due and ts > self._due and not explained:
+            self.heartbeat_gaps += 1
+        if explained or kind == b"heartbeat" or ts > self._due:
+            self._due = _later(ts, self._heartbeat * _HEARTBEATS_MISSING_MAX)
+        if kind == b"log.close":
+            self._due = b""
+
+
+_HEARTBEAT_MS_MAX = 86_400_000
+_EXPLAIN_SILENCE = frozenset({b"log.open", b"clock.step", b"recovery"})
+
+
+def _later(ts: bytes, wait: timedelta) -> bytes:
+    try:
+        then = datetime.fromisoformat(ts.decode()) + wait
+    except OverflowError:
+        return b"9999-12-31T23:59:59.999999Z"
+    return then.astimezone(UTC).isoformat(timespec="microseconds")[:26].encode() + b"Z"
+
+
+def _explain(line: bytes, at: int) -> Problem:
+    """Why the form does not match: words, and whether it is only newer than this verifier."""
+    if not re.compile(TIMESTAMP).match(line, at):
+        return "the time is not in canonical form", "tampered"
+    event = line[at + _EVENT_AT : -TAIL_BYTES]
+    opened = _FORMAT.search(event)
+    if b'"kind":"log.open"' in event and opened and int(opened[1]) > FORMAT:
+        return f"record format {int(opened[1])} is not known", "unknown-version"
+    return explain_event(event), "tampered"

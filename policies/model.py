@@ -142,6 +142,9 @@ class Finding:
 class PolicyRejected(ValueError):  # noqa: N818  named after the failure (house.md section 4)
     """A candidate policy was refused whole; carries every finding at once."""
 
-    def __init__(self, findings: tuple[Finding, ...]) -> None:
+    def __init__(
+        self, findings: tuple[Finding, ...], sources: dict[str, str] | None = None
+    ) -> None:
         super().__init__(f"{len(findings)} findings")
         self.findings = findings
+        self.sources = sources or {}  # path as in the findings -> text of the file

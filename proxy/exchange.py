@@ -100,9 +100,10 @@ class RecordStored:
 
 @dataclass(frozen=True, slots=True)
 class RequestSent:
-    """`count_bytes` of the request (head or body) were handed to the upstream connection."""
+    """`count_bytes` of the request were handed to the upstream connection: of its `body`, or of its head."""
 
     count_bytes: int
+    body: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +313,8 @@ class Exchange:
         self.status: int | None = None
         self.bytes_out = 0
         self.bytes_in = 0
+        self._body_out = 0
+        self._body_in = 0
         self._cut = ""
 
     def handle(self, event: Event) -> list[Effect]:
@@ -439,8 +442,9 @@ class Exchange:
 
     def _on_sent(self, event: RequestSent) -> list[Effect]:
         self.bytes_out += event.count_bytes
+        self._body_out += event.count_bytes if event.body else 0
         limit = self._decided().obligations.max_request_bytes
-        return self._cut_beyond(limit, self.bytes_out, "request-too-large")
+        return self._cut_beyond(limit, self._body_out, "request-too-large")
 
     def _on_response_head(self, event: ResponseHead) -> list[Effect]:
         self.status = event.status
@@ -450,8 +454,9 @@ class Exchange:
 
     def _on_received(self, event: ResponseReceived) -> list[Effect]:
         self.bytes_in += event.count_bytes
+        self._body_in += event.count_bytes
         limit = self._decided().obligations.max_response_bytes
-        return self._cut_beyond(limit, self.bytes_in, "response-too-large")
+        return self._cut_beyond(limit, self._body_in, "response-too-large")
 
     def _on_end(self, _event: ResponseEnd) -> list[Effect]:
         self.state = State.DONE

@@ -1,0 +1,455 @@
+"""One exchange on mitmproxy's HTTP layer: the wire's events go to the enforcer, its verdict to the wire.
+
+    head -> Judge (the one hook) -> Refusal
+                                 -> Dial(ticket) -> head upstream -> bodies both ways, chunk by chunk -> end
+
+Nothing is held back: bodies stream in both directions as they come. Nothing leaves before `Judge` answered with a
+ticket, and the wire layer checks that ticket again against the very head it is about to send.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from mitmproxy import http
+from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.http._base import SendHttp
+from mitmproxy.proxy.layers.http._events import (
+    ErrorCode,
+    RequestData,
+    RequestEndOfMessage,
+    RequestProtocolError,
+    RequestTrailers,
+    ResponseData,
+    ResponseEndOfMessage,
+    ResponseHeaders,
+    ResponseProtocolError,
+    ResponseTrailers,
+)
+from mitmproxy.proxy.layers.http import DropStream
+
+from policies.canonical import RawHead
+from policies.model import ContractBroken, Request, Scheme
+from policies.reasons import REASONS
+from proxy.denial import LAST_RESORT_RENDERED, Rendered, deny, render, render_connect
+from proxy.enforcer import Admitted, Call, Refused, Tunnel
+from proxy.exchange import (
+    Event,
+    Exchange,
+    Failed,
+    RequestSent,
+    ResponseEnd,
+    ResponseHead,
+    ResponseReceived,
+    Stage,
+    format_target,
+    wire_headers,
+)
+from proxy.mitm.layers import Dial, GatedHttpLayer
+from proxy.mitm.session import session_of
+from proxy.mitm.websocket import WebSocketRelay
+from proxy.mitm.wire1 import Continue, ReceivedHead, Refusal, TicketedHead
+from proxy.response import count_head_bytes, prepare_answer
+
+_EXPLAIN_WAIT_S = 2.0  # for the ClientHello of a tunnel that is only explained (SPEC section 3)
+
+
+@dataclass
+class Judge(commands.StartHook):
+    """Ask for the verdict; the handler sets `stream.verdict`."""
+
+    stream: "Stream"
+
+
+class Stream(layer.Layer):
+    """See the module."""
+
+    def __init__(self, context: Context, stream_id: int, parent: GatedHttpLayer) -> None:
+        super().__init__(context)
+        self.stream_id = stream_id
+        self.parent = parent
+        self.session = session_of(context)
+        self.call: Call | None = None
+        self.exchange: Exchange | None = None
+        self.verdict: Admitted | Refused | None = None
+        self.tunnel: Tunnel | None = None  # what a CONNECT on this stream opened
+        self._child: layer.Layer | None = None
+        self._request: Request | None = None
+        self._head: ReceivedHead | None = None
+        self._request_ended = False
+        self._response_started = False
+        self._response_ended = False
+        self._bodiless = False
+        self._over = False
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if self._over or isinstance(event, events.Start):
+            return
+        if self._child is not None:
+            yield from self._pass_to_child(event)
+            return
+        step = _STEPS.get(type(event))
+        if step is None:
+            raise ContractBroken(f"{type(event).__name__} in a stream")
+        yield from step(self, event)
+
+    # --- the request's head
+
+    def _on_head(self, event: ReceivedHead) -> layer.CommandGenerator[None]:
+        self._head = event
+        self._request_ended = False
+        self.call = self._describe(event)
+        yield Judge(self)
+        verdict = self.verdict
+        self.exchange = verdict.exchange if verdict is not None else self.exchange
+        if isinstance(verdict, Admitted):
+            self.session.exchanges[verdict.exchange.id] = verdict.exchange
+            if self.call.stage is Stage.CONNECT:
+                yield from self._open_tunnel("")
+            else:
+                yield from self._forward(event, verdict)
+        elif isinstance(verdict, Refused) and self._may_explain(verdict):
+            yield from self._open_tunnel(verdict.denial.reason)
+        else:
+            yield from self._refuse(verdict)
+
+    def _describe(self, event: ReceivedHead) -> Call:
+        tunnel, tls = self.parent.tunnel, self.parent.tls
+        connect = event.method == b"CONNECT" and tunnel is None
+        scheme: Scheme | None = None
+        if tunnel is not None:
+            scheme = "https" if tls else "http"
+        return Call(
+            Stage.CONNECT if connect else Stage.REQUEST,
+            self.session.client,
+            RawHead(event.method, event.target, event.fields),
+            scheme=scheme,
+            tunnel=tunnel,
+            sni=self.context.client.sni if tls else None,
+            tls=tls,
+            body=event.body,
+            body_length=event.body_length,
+            standing_peer=self.parent.standing_peer,
+        )
+
+    def _forward(self, event: ReceivedHead, verdict: Admitted) -> layer.CommandGenerator[None]:
+        request, ticket = verdict.request, verdict.ticket
+        if request is None or ticket is None:
+            raise ContractBroken("L1: an allow without a ticket")
+        if self._client_is_gone():
+            self._advance(Failed("client-gone"))
+            self._finish()
+            return
+        self._request = request
+        address = (request.host, request.port)
+        connection, err = yield Dial(address, request.scheme == "https", None, "tcp", ticket)
+        if err:
+            yield from self._fail(_upstream_reason(err, request))
+            return
+        self.context.server = connection
+        if event.body and _expects_continue(event):
+            yield SendHttp(Continue(self.stream_id), self.context.client)
+        head = _wire_request(request)
+        size = count_head_bytes(
+            head.headers.fields, len(head.method) + len(head.path) + len(" HTTP/1.1 ")
+        )
+        self._advance(RequestSent(size, body=False))
+        ticketed = TicketedHead(self.stream_id, head, end_stream=event.end_stream)
+        ticketed.ticket = ticket
+        yield SendHttp(ticketed, connection)
+        yield commands.RequestWakeup(self.session.settings.first_byte_timeout_s)
+
+    def _on_wakeup(self, _event: events.Wakeup) -> layer.CommandGenerator[None]:
+        """The first byte of the answer is overdue, unless the request itself is still being sent."""
+        if self._response_started:
+            return
+        if self._request_ended:
+            yield from self._fail("upstream-timeout")
+        else:
+            yield commands.RequestWakeup(self.session.settings.first_byte_timeout_s)
+
+    # --- bodies
+
+    def _on_request_data(self, event: RequestData) -> layer.CommandGenerator[None]:
+        cut = self._advance(RequestSent(len(event.data)))
+        if cut:
+            yield from self._fail(cut)
+            return
+        yield SendHttp(RequestData(self.stream_id, event.data), self.context.server)
+
+    def _on_request_end(self, event: RequestEndOfMessage) -> layer.CommandGenerator[None]:
+        self._request_ended = True
+        yield SendHttp(event, self.context.server)
+        if self._response_ended:
+            yield from self._complete()
+
+    def _on_request_trailers(self, _event: RequestTrailers) -> layer.CommandGenerator[None]:
+        yield from self._fail("trailer-refused")
+
+    def _on_response_head(self, event: ResponseHeaders) -> layer.CommandGenerator[None]:
+        request, head = self._request, self._head
+        if request is None or head is None:
+            raise ContractBroken("a response before a request")
+        response = event.response
+        client = "2" if self.context.client.alpn == b"h2" else "1.0" if head.http10 else "1.1"
+        answer = prepare_answer(
+            response.status_code,
+            response.headers.fields,
+            method=request.method,
+            client=client,  # type: ignore[arg-type]
+            websocket=request.websocket,
+        )
+        if isinstance(answer, str):
+            yield from self._fail(answer)
+            return
+        lengths = [v for n, v in answer.headers if n.lower() == b"content-length"]
+        length = int(lengths[0]) if lengths and not answer.bodiless else None
+        line = len("HTTP/1.1 200 ") + len(response.data.reason)
+        size = count_head_bytes(response.headers.fields, line)
+        cut = self._advance(ResponseHead(answer.status, size, length))
+        if cut:
+            yield from self._fail(cut)
+            return
+        self._bodiless = answer.bodiless
+        self._response_started = True
+        forwarded = http.Response(
+            http_version=b"HTTP/1.1",
+            status_code=answer.status,
+            reason=response.data.reason or _phrase(answer.status),
+            headers=http.Headers(answer.headers),
+            content=None,
+            trailers=None,
+            timestamp_start=0.0,
+            timestamp_end=None,
+        )
+        ended = event.end_stream and (answer.bodiless or length == 0)
+        yield SendHttp(ResponseHeaders(self.stream_id, forwarded, ended), self.context.client)
+
+    def _on_response_data(self, event: ResponseData) -> layer.CommandGenerator[None]:
+        cut = self._advance(ResponseReceived(len(event.data)))
+        if cut:
+            yield from self._fail(cut)
+            return
+        yield SendHttp(ResponseData(self.stream_id, event.data), self.context.client)
+
+    def _on_response_trailers(self, event: ResponseTrailers) -> layer.CommandGenerator[None]:
+        yield SendHttp(ResponseTrailers(self.stream_id, event.trailers), self.context.client)
+
+    def _on_response_end(self, event: ResponseEndOfMessage) -> layer.CommandGenerator[None]:
+        self._response_ended = True
+        if self.exchange is not None and self.exchange.status == 101:
+            self._child = WebSocketRelay(self.context, self._advance)
+            yield from self._child.handle_event(events.Start())
+            yield SendHttp(event, self.context.client)
+            return
+        if self._request_ended:
+            self._advance(ResponseEnd())
+            self._finish()
+            yield DropStream(self.stream_id)
+        yield SendHttp(event, self.context.client)
+
+    def _complete(self) -> layer.CommandGenerator[None]:
+        self._advance(ResponseEnd())
+        self._finish()
+        yield DropStream(self.stream_id)
+
+    # --- errors
+
+    def _on_request_error(self, event: RequestProtocolError) -> layer.CommandGenerator[None]:
+        """The client broke off, or broke the protocol."""
+        reason = event.message if event.message in REASONS else "client-gone"
+        if reason == "client-gone":
+            self._advance(Failed(reason))
+            yield from self._close_upstream(event.message)
+            self._finish()
+            yield DropStream(self.stream_id)
+        else:
+            yield from self._fail(reason)
+
+    def _on_response_error(self, event: ResponseProtocolError) -> layer.CommandGenerator[None]:
+        yield from self._fail("upstream-protocol", event.message)
+
+    def _fail(self, reason: str, detail: str = "") -> layer.CommandGenerator[None]:
+        """End the exchange: with an answer where none was begun, else by cutting."""
+        self._advance(Failed(reason, detail))
+        yield from self._close_upstream(reason)
+        if self._response_started:
+            error = ResponseProtocolError(self.stream_id, reason, ErrorCode.CANCEL)
+            yield SendHttp(error, self.context.client)
+        else:
+            identity = self.exchange.id if self.exchange else ""
+            principal = self.exchange.principal if self.exchange else None
+            agent = principal.agent if principal else None
+            rendered = self._render(deny(reason, decision_id=identity, agent=agent))
+            yield SendHttp(Refusal(self.stream_id, rendered), self.context.client)
+        self._finish()
+        yield DropStream(self.stream_id)
+
+    def _close_upstream(self, why: str) -> layer.CommandGenerator[None]:
+        server = self.context.server
+        if self._request is not None and server in self.parent.connections and server.connected:
+            yield SendHttp(RequestProtocolError(self.stream_id, why, ErrorCode.CANCEL), server)
+
+    def _refuse(self, verdict: Refused | None) -> layer.CommandGenerator[None]:
+        rendered = self._render(verdict.denial) if verdict else LAST_RESORT_RENDERED
+        yield SendHttp(Refusal(self.stream_id, rendered), self.context.client)
+        self._finish()
+        yield DropStream(self.stream_id)
+
+    def _render(self, denial: Any) -> Rendered:
+        """The denial for this client; the constant one where rendering fails (A19)."""
+        try:
+            head = self._head
+            if head is None:
+                return LAST_RESORT_RENDERED
+            http2 = self.context.client.alpn == b"h2"
+            if self.call is not None and self.call.stage is Stage.CONNECT:
+                return render_connect(denial)
+            return render(
+                denial,
+                accept=_field(head, b"accept"),
+                content_type=_field(head, b"content-type"),
+                method=head.method.decode("latin-1"),
+                http2=http2,
+            )
+        except Exception as error:  # noqa: BLE001  the constant still denies; counted
+            self.session.enforcer.count_fault("render", error)
+            return LAST_RESORT_RENDERED
+
+    # --- tunnels
+
+    def _may_explain(self, verdict: Refused) -> bool:
+        """Whether a denied CONNECT is opened only to tell why (SPEC section 3)."""
+        call, exchange = self.call, verdict.exchange
+        if call is None or call.stage is not Stage.CONNECT or not verdict.softenable:
+            return False
+        principal = exchange.principal
+        host = exchange.target.host
+        explains = self.session.enforcer.generation.policy_set.defaults.explain_denials
+        return bool(
+            explains
+            and principal is not None
+            and exchange.target.port
+            and self.session.minted.admit(principal.agent, host)
+        )
+
+    def _open_tunnel(self, refusal: str) -> layer.CommandGenerator[None]:
+        exchange = self.exchange
+        if exchange is None or self._head is None:
+            raise ContractBroken("a tunnel without an exchange")
+        values = tuple(v for n, v in self._head.fields if n.lower() == b"proxy-authorization")
+        target = exchange.target
+        self.tunnel = Tunnel(target.host, target.port, values, refusal)
+        self.context.server.address = (target.host, target.port)
+        self.session.exchanges.pop(exchange.id, None)
+        self._child = layer.NextLayer(self.context)
+        yield from self._child.handle_event(events.Start())
+        ok = http.Response(
+            http_version=b"HTTP/1.1",
+            status_code=200,
+            reason=b"Connection established",
+            headers=http.Headers(),
+            content=None,
+            trailers=None,
+            timestamp_start=0.0,
+            timestamp_end=None,
+        )
+        yield SendHttp(ResponseHeaders(self.stream_id, ok, end_stream=False), self.context.client)
+        yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)
+        if refusal:
+            yield commands.RequestWakeup(_EXPLAIN_WAIT_S)
+
+    def _pass_to_child(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """After CONNECT or 101 the stream's messages are plain connection data again."""
+        child = self._child
+        if child is None:
+            raise ContractBroken("no child layer")
+        plain: events.Event = event
+        if isinstance(event, RequestData):
+            plain = events.DataReceived(self.context.client, event.data)
+        elif isinstance(event, ResponseData):
+            plain = events.DataReceived(self.context.server, event.data)
+        elif isinstance(event, RequestEndOfMessage | RequestProtocolError):
+            plain = events.ConnectionClosed(self.context.client)
+        elif isinstance(event, ResponseEndOfMessage | ResponseProtocolError):
+            plain = events.ConnectionClosed(self.context.server)
+        elif isinstance(event, events.Wakeup) and self.tunnel is not None:
+            if self.tunnel.refusal and self.session.client_tls is None:
+                yield commands.CloseConnection(self.context.client)
+            return
+        yield from child.handle_event(plain)
+
+    # --- book-keeping
+
+    def _advance(self, event: Event) -> str | None:
+        if self.exchange is None:
+            return None
+        return self.session.enforcer.advance(self.exchange, event)
+
+    def _finish(self) -> None:
+        self._over = True
+        if self.exchange is not None:
+            self.session.exchanges.pop(self.exchange.id, None)
+
+    def _client_is_gone(self) -> bool:
+        return any(isinstance(event, RequestProtocolError) for event in self._paused_event_queue)
+
+
+_STEPS: dict[type, Any] = {
+    ReceivedHead: Stream._on_head,
+    events.Wakeup: Stream._on_wakeup,
+    RequestData: Stream._on_request_data,
+    RequestTrailers: Stream._on_request_trailers,
+    RequestEndOfMessage: Stream._on_request_end,
+    RequestProtocolError: Stream._on_request_error,
+    ResponseHeaders: Stream._on_response_head,
+    ResponseData: Stream._on_response_data,
+    ResponseTrailers: Stream._on_response_trailers,
+    ResponseEndOfMessage: Stream._on_response_end,
+    ResponseProtocolError: Stream._on_response_error,
+}
+
+
+def _wire_request(request: Request) -> http.Request:
+    fields = tuple((n.encode("latin-1"), v.encode("latin-1")) for n, v in wire_headers(request))
+    return http.Request(
+        host=request.host,
+        port=request.port,
+        method=request.method.encode("ascii"),
+        scheme=request.scheme.encode("ascii"),
+        authority=b"",
+        path=format_target(request).encode("ascii"),
+        http_version=b"HTTP/1.1",
+        headers=http.Headers(fields),
+        content=None,
+        trailers=None,
+        timestamp_start=0.0,
+        timestamp_end=None,
+    )
+
+
+def _expects_continue(head: ReceivedHead) -> bool:
+    return _field(head, b"expect").lower() == "100-continue"
+
+
+def _field(head: ReceivedHead, name: bytes) -> str:
+    for key, value in head.fields:
+        if key.lower() == name:
+            return value.decode("latin-1")
+    return ""
+
+
+def _phrase(status: int) -> bytes:
+    """HTTP/2 has no reason phrase; some HTTP/1 agents print it."""
+    with contextlib.suppress(ValueError):
+        return HTTPStatus(status).phrase.encode("ascii")
+    return b""
+
+
+def _upstream_reason(err: str, request: Request) -> str:
+    """Our handler fails with reason codes; whatever else comes is the TLS layer's text."""
+    if err in REASONS:
+        return err
+    return "upstream-tls-failed" if request.scheme == "https" else "upstream-unreachable"

@@ -1,0 +1,115 @@
+"""WebSocket frames (RFC 6455), passed on as they come and metered, never collected into messages.
+
+Rule 1: only data frames and the close code cross. Pings and pongs are answered here: their payload and the close
+        reason would be a channel nobody meters (threats.md D7).
+Rule 2: no extension was negotiated (the handshake offers none), so what is counted is what is sent.
+Rule 3: a frame larger than the limit, or a protocol error, closes both sides.
+"""
+
+from collections.abc import Callable
+
+import wsproto.events
+import wsproto.frame_protocol
+from mitmproxy.connection import Connection
+from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy.context import Context
+from wsproto import ConnectionType
+from wsproto.utilities import LocalProtocolError
+
+from proxy.exchange import Event, Failed, RequestSent, ResponseEnd, ResponseReceived
+
+_TOO_BIG = 1009
+_POLICY_VIOLATION = 1008
+_GOING_AWAY = 1001
+
+
+class WebSocketRelay(layer.Layer):
+    """Relays one WebSocket connection of an allowed handshake."""
+
+    def __init__(self, context: Context, advance: Callable[[Event], str | None]) -> None:
+        super().__init__(context)
+        self._advance = advance
+        # Each is our end of one connection: a server to the client, a client to the server.
+        self._ends: dict[Connection, wsproto.Connection] = {}
+        self._over = False
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if isinstance(event, events.Start):
+            self._ends = {
+                self.context.client: wsproto.Connection(ConnectionType.SERVER),
+                self.context.server: wsproto.Connection(ConnectionType.CLIENT),
+            }
+            return
+        if self._over or not isinstance(event, events.ConnectionEvent):
+            return
+        data = event.data if isinstance(event, events.DataReceived) else None
+        if data is None:
+            yield from self._end("client-gone" if self._is_client(event.connection) else "")
+            return
+        source = self._ends[event.connection]
+        try:
+            source.receive_data(data)
+            for frame in source.events():
+                yield from self._relay(event.connection, frame)
+                if self._over:
+                    return
+        except wsproto.utilities.RemoteProtocolError:
+            yield from self._end("upstream-protocol")
+
+    def _relay(
+        self, origin: Connection, frame: wsproto.events.Event
+    ) -> layer.CommandGenerator[None]:
+        peer = self.context.server if self._is_client(origin) else self.context.client
+        match frame:
+            case wsproto.events.Message():
+                yield from self._relay_data(origin, peer, frame)
+            case wsproto.events.Ping():
+                yield from self._send(origin, frame.response())
+            case wsproto.events.Pong():
+                pass
+            case wsproto.events.CloseConnection():
+                yield from self._relay_close(origin, peer, frame)
+            case _:
+                yield from self._end("upstream-protocol")
+
+    def _relay_data(
+        self, origin: Connection, peer: Connection, frame: wsproto.events.Message
+    ) -> layer.CommandGenerator[None]:
+        size = len(frame.data.encode()) if isinstance(frame.data, str) else len(frame.data)
+        count = RequestSent(size) if self._is_client(origin) else ResponseReceived(size)
+        cut = self._advance(count)
+        if cut:
+            yield from self._close_both(_POLICY_VIOLATION)
+            return
+        kind = type(frame)
+        yield from self._send(peer, kind(frame.data, message_finished=frame.message_finished))
+
+    def _relay_close(
+        self, origin: Connection, peer: Connection, frame: wsproto.events.CloseConnection
+    ) -> layer.CommandGenerator[None]:
+        yield from self._send(peer, wsproto.events.CloseConnection(code=frame.code or 1000))
+        yield from self._send(origin, wsproto.events.CloseConnection(code=frame.code or 1000))
+        yield from self._end("")
+
+    def _send(
+        self, connection: Connection, frame: wsproto.events.Event
+    ) -> layer.CommandGenerator[None]:
+        try:
+            data = self._ends[connection].send(frame)
+        except LocalProtocolError:
+            return  # that side is closing already
+        yield commands.SendData(connection, data)
+
+    def _close_both(self, code: int) -> layer.CommandGenerator[None]:
+        for connection in self._ends:
+            yield from self._send(connection, wsproto.events.CloseConnection(code=code))
+        yield from self._end("")
+
+    def _end(self, failure: str) -> layer.CommandGenerator[None]:
+        self._over = True
+        self._advance(Failed(failure) if failure else ResponseEnd())
+        yield commands.CloseConnection(self.context.server)
+        yield commands.CloseConnection(self.context.client)
+
+    def _is_client(self, connection: Connection) -> bool:
+        return connection is self.context.client

@@ -1,0 +1,341 @@
+"""HTTP/1.1 bytes, read strictly in both directions (RFC 9112), on mitmproxy's connection layers.
+
+mitmproxy's own readers accept bare LF, odd white space, folded fields and heads without end, answer errors with
+pages that name its version, hold a denial back until the whole body was read, and crash on trailers
+(house.md 2.4). Everything they would do with a head is replaced here; bodies keep h11's readers.
+"""
+
+from dataclasses import dataclass
+
+import h11
+from mitmproxy import http
+from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layer import CommandGenerator
+from mitmproxy.proxy.layers.http import _http1
+from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
+from mitmproxy.proxy.layers.http._events import (
+    ErrorCode,
+    RequestData,
+    RequestEndOfMessage,
+    RequestHeaders,
+    RequestProtocolError,
+    ResponseData,
+    ResponseEndOfMessage,
+    ResponseHeaders,
+    ResponseProtocolError,
+    ResponseTrailers,
+)
+
+from policies.model import ContractBroken
+from proxy.denial import BAD_REQUEST, Rendered
+from proxy.exchange import Ticket, digest_request
+from proxy.head import HeadError, RequestHead, framing, read_request_head, read_response_head
+from proxy.mitm.session import session_of
+
+_HEAD_END = b"\r\n\r\n"
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_SEEN_BYTES = 512  # of a malformed message that its record shows
+
+
+@dataclass
+class ReceivedHead(RequestHeaders):
+    """A request head as it came off the wire, beside mitmproxy's own view of it."""
+
+    method: bytes = b""
+    target: bytes = b""
+    fields: tuple[tuple[bytes, bytes], ...] = ()
+    body: bool = False
+    body_length: int | None = None
+    http10: bool = False
+
+
+@dataclass
+class TicketedHead(RequestHeaders):
+    """A request head on its way upstream, with the permission for it."""
+
+    ticket: Ticket | None = None
+
+
+@dataclass
+class Refusal(HttpEvent):
+    """Answer with this and read no further."""
+
+    rendered: Rendered
+
+
+@dataclass
+class Continue(HttpEvent):
+    """Tell the client to send its body (RFC 9110 section 15.2.1)."""
+
+
+def check_ticket(event: RequestHeaders) -> None:
+    """The last look before a head leaves: the ticket must be for exactly these bytes.
+
+    Raises:
+        ContractBroken: there is no ticket, or it is for something else; the connection is closed.
+    """
+    ticket = event.ticket if isinstance(event, TicketedHead) else None
+    if ticket is None:
+        raise ContractBroken("L1: a request head without a ticket")
+    request = event.request
+    fields = tuple(
+        (name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.fields
+    )
+    digest = digest_request(
+        request.scheme, request.host, request.port, request.method, request.path, fields
+    )
+    if digest != ticket.digest:
+        raise ContractBroken("L1: the request is not the one its ticket was issued for")
+
+
+class StrictHttp1Server(_http1.Http1Server):
+    """The agent's side."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._session = session_of(context)
+        self._answered = False
+
+    def read_headers(self, event: events.ConnectionEvent) -> CommandGenerator[None]:
+        """Read one head, or answer 400 and record why it is none."""
+        if isinstance(event, events.ConnectionClosed):
+            seen = bytes(self.buf)
+            if seen.strip(b"\r\n"):
+                self._session.record_malformed("the head was not complete", seen[:_SEEN_BYTES])
+            yield commands.CloseConnection(self.conn)
+            return
+        head = self._take_head()
+        if head is None:
+            return
+        if isinstance(head, HeadError):
+            yield from self._reject(head.why)
+            return
+        frame = framing(head)
+        if isinstance(frame, HeadError):
+            yield from self._reject(frame.why, head)
+            return
+        if head.method == b"CONNECT" and frame.kind != "none":
+            yield from self._reject("a body in CONNECT", head)
+            return
+        yield from self._receive(head, frame.kind, frame.length, event)
+
+    def _take_head(self) -> RequestHead | HeadError | None:
+        seen = bytes(self.buf)
+        skip = 0
+        while seen.startswith(b"\r\n", skip) and skip < 4:
+            skip += 2  # RFC 9112 section 2.2: at least one empty line before a request is ignored
+        end = seen.find(_HEAD_END, skip)
+        limit = self._session.settings.header_bytes_max
+        if end < 0:
+            if len(seen) > limit:
+                return HeadError("head-too-large")
+            bare = seen.find(b"\n", skip)
+            if bare >= 0 and (bare == skip or seen[bare - 1] != 0x0D):
+                return HeadError("bare line feed")
+            return None
+        if end + 4 - skip > limit:
+            return HeadError("head-too-large")
+        raw = self.buf.maybe_extract_at_most(end + 4)
+        self._seen = bytes(raw or b"")[skip:]
+        return read_request_head(self._seen, count_max=self._session.settings.header_count_max)
+
+    def _receive(
+        self, head: RequestHead, kind: str, length: int, event: events.ConnectionEvent
+    ) -> CommandGenerator[None]:
+        self.request = http.Request(
+            host="",
+            port=0,
+            method=head.method,
+            scheme=b"",
+            authority=b"",
+            path=head.target,
+            http_version=head.version,
+            headers=http.Headers(head.headers),
+            content=None,
+            trailers=None,
+            timestamp_start=0.0,
+            timestamp_end=None,
+        )
+        self._answered = False
+        self._session.awaiting_answer = True
+        has_body = kind == "chunked" or length > 0
+        received = ReceivedHead(self.stream_id, self.request, end_stream=not has_body)
+        received.method, received.target, received.fields = head.method, head.target, head.headers
+        received.body = has_body
+        received.body_length = None if kind == "chunked" else length
+        received.http10 = head.version == b"HTTP/1.0"
+        yield ReceiveHttp(received)
+        self.body_reader = _http1.make_body_reader(None if kind == "chunked" else length)
+        if self.state == self.read_headers:  # not yet closed by an answer
+            self.state = self.read_body
+            yield from self.state(event)
+
+    def read_body(self, event: events.Event) -> CommandGenerator[None]:
+        """As mitmproxy's, but what it cannot read is answered, and trailers do not crash the layer (C12)."""
+        while True:
+            try:
+                if isinstance(event, events.DataReceived):
+                    message = self.body_reader(self.buf)
+                else:
+                    message = self.body_reader.read_eof()
+            except h11.ProtocolError:
+                gone = isinstance(event, events.ConnectionClosed)
+                yield from self._break("client-gone" if gone else "malformed")
+                return
+            if message is None:
+                return
+            if isinstance(message, h11.Data):
+                if message.data:
+                    yield ReceiveHttp(RequestData(self.stream_id, bytes(message.data)))
+                continue
+            if message.headers:
+                yield from self._break("trailer-refused")
+                return
+            if self.request is not None and self.request.data.method != b"CONNECT":
+                yield ReceiveHttp(RequestEndOfMessage(self.stream_id))
+            yield from self.mark_done(request=True)
+            return
+
+    def _break(self, reason: str) -> CommandGenerator[None]:
+        self.state = self.done
+        yield ReceiveHttp(
+            RequestProtocolError(self.stream_id, reason, ErrorCode.GENERIC_CLIENT_ERROR)
+        )
+
+    def _reject(self, why: str, head: RequestHead | None = None) -> CommandGenerator[None]:
+        seen = self._seen if head is not None else bytes(self.buf)
+        self._session.record_malformed(why, seen[:_SEEN_BYTES])
+        yield commands.SendData(self.conn, BAD_REQUEST)
+        yield commands.CloseConnection(self.conn)
+        self.state = self.done
+
+    def send(self, event: HttpEvent) -> CommandGenerator[None]:
+        """Towards the agent; our own two events, and no page of mitmproxy's."""
+        if isinstance(event, Refusal):
+            self.state = self.done
+            if not self._answered:
+                self._mark_answered()
+                yield commands.SendData(self.conn, event.rendered.encode())
+            yield commands.CloseConnection(self.conn)
+        elif isinstance(event, Continue):
+            yield commands.SendData(self.conn, _CONTINUE)
+        elif isinstance(event, ResponseTrailers):
+            return  # HTTP/1 agents get none
+        elif isinstance(event, ResponseProtocolError):
+            self.state = self.done
+            yield commands.CloseConnection(self.conn)
+        else:
+            if isinstance(event, ResponseHeaders):
+                self._mark_answered()
+            yield from super().send(event)
+
+    def _mark_answered(self) -> None:
+        self._answered = True
+        self._session.awaiting_answer = False
+
+
+class StrictHttp1Client(_http1.Http1Client):
+    """The upstream's side."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._session = session_of(context)
+
+    def send(self, event: HttpEvent) -> CommandGenerator[None]:
+        """Towards the upstream; a head needs its ticket."""
+        if isinstance(event, RequestHeaders):
+            check_ticket(event)
+        yield from super().send(event)
+
+    def read_headers(self, event: events.ConnectionEvent) -> CommandGenerator[None]:
+        """Read one response head; interim responses are dropped (C22), anything unclear ends the connection."""
+        if not isinstance(event, events.DataReceived) or self.request is None:
+            yield from super().read_headers(event)
+            return
+        while True:
+            seen = bytes(self.buf)
+            end = seen.find(_HEAD_END)
+            if end < 0:
+                if len(seen) > 2 * self._session.settings.header_bytes_max:
+                    yield from self._break("the response head is too large")
+                return
+            raw = bytes(self.buf.maybe_extract_at_most(end + 4) or b"")
+            head = read_response_head(raw, method=self.request.data.method)
+            if isinstance(head, HeadError):
+                yield from self._break(head.why)
+                return
+            if head.status >= 200 or head.status == 101:
+                break
+        self.response = http.Response(
+            http_version=head.version,
+            status_code=head.status,
+            reason=head.reason,
+            headers=http.Headers(head.headers),
+            content=None,
+            trailers=None,
+            timestamp_start=0.0,
+            timestamp_end=None,
+        )
+        size = {"none": 0, "length": head.length, "chunked": None, "close": -1}[head.framing]
+        if self.stream_id is None:
+            raise ContractBroken("a response without a request")
+        yield ReceiveHttp(ResponseHeaders(self.stream_id, self.response, size == 0))
+        self.body_reader = _http1.make_body_reader(size)
+        self.state = self.read_body
+        yield from self.state(event)
+
+    def read_body(self, event: events.Event) -> CommandGenerator[None]:
+        """As mitmproxy's; trailers of a response are dropped."""
+        if self.stream_id is None:
+            return
+        if self.response_done:  # the answer came before the request was complete
+            if isinstance(event, events.ConnectionClosed):
+                yield commands.CloseConnection(self.conn)
+            return
+        while True:
+            try:
+                if isinstance(event, events.DataReceived):
+                    message = self.body_reader(self.buf)
+                else:
+                    message = self.body_reader.read_eof()
+            except h11.ProtocolError:
+                yield from self._break("the response body broke its framing")
+                return
+            if message is None:
+                return
+            if isinstance(message, h11.Data):
+                if message.data:
+                    yield ReceiveHttp(ResponseData(self.stream_id, bytes(message.data)))
+                continue
+            yield ReceiveHttp(ResponseEndOfMessage(self.stream_id))
+            yield from self.mark_done(response=True)
+            return
+
+    def mark_done(self, *, request: bool = False, response: bool = False) -> CommandGenerator[None]:
+        """As mitmproxy's; under an HTTP/2 client each request has its own upstream connection."""
+        yield from super().mark_done(request=request, response=response)
+        if self.stream_id is None and self.context.client.alpn == b"h2":
+            yield commands.CloseConnection(self.conn)
+            self.state = self.done
+
+    def _break(self, why: str) -> CommandGenerator[None]:
+        yield commands.CloseConnection(self.conn)
+        if self.stream_id is not None:
+            yield ReceiveHttp(
+                ResponseProtocolError(self.stream_id, why, ErrorCode.GENERIC_SERVER_ERROR)
+            )
+        self.state = self.done
+
+
+__all__ = [
+    "Continue",
+    "ReceivedHead",
+    "Refusal",
+    "RequestData",
+    "RequestEndOfMessage",
+    "StrictHttp1Client",
+    "StrictHttp1Server",
+    "TicketedHead",
+    "check_ticket",
+]

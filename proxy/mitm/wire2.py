@@ -1,0 +1,171 @@
+"""HTTP/2 frames (RFC 9113) on mitmproxy's connection layers: strict heads, bounded buffers, recorded violations."""
+
+import h2.events
+import h2.exceptions
+from mitmproxy import http
+from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layer import CommandGenerator
+from mitmproxy.proxy.layers.http import _http2
+from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
+from mitmproxy.proxy.layers.http._events import (
+    RequestHeaders,
+    ResponseData,
+    ResponseProtocolError,
+)
+
+from proxy.mitm.session import session_of
+from proxy.mitm.wire1 import Continue, ReceivedHead, Refusal, check_ticket
+
+_PSEUDO = (b":method", b":scheme", b":authority", b":path")
+_STREAMS_MAX = 100  # at once, per connection
+_RESETS_MAX = 200  # by the client, per connection: more is a rapid reset (CVE-2023-44487)
+_CANCEL = 0x8
+_INTERNAL_ERROR = 0x2
+
+
+class StrictHttp2Server(_http2.Http2Server):
+    """The agent's side."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._session = session_of(context)
+        self._resets = 0
+        self.h2_conn.local_settings.max_concurrent_streams = _STREAMS_MAX
+        self.h2_conn.local_settings.acknowledge()
+
+    def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        if isinstance(event, Refusal):
+            yield from self._refuse(event)
+        elif isinstance(event, Continue):
+            if self.is_open_for_us(event.stream_id):
+                self.h2_conn.send_headers(event.stream_id, [(b":status", b"100")])
+                yield commands.SendData(self.conn, self.h2_conn.data_to_send())
+        elif isinstance(event, ResponseProtocolError):
+            yield from self._reset(event.stream_id)
+        else:
+            yield from super()._handle_event(event)
+            if isinstance(event, ResponseData):
+                yield from self._bound_buffer(event.stream_id)
+
+    def handle_h2_event(self, event: h2.events.Event) -> CommandGenerator[bool]:
+        """As mitmproxy's, but heads are read here and resets are counted."""
+        if isinstance(event, h2.events.RequestReceived):
+            return (yield from self._receive(event))
+        if isinstance(event, h2.events.StreamReset):
+            self._resets += 1
+            if self._resets > _RESETS_MAX:
+                yield from self.protocol_error("too many resets")
+                return True
+        return (yield from super().handle_h2_event(event))
+
+    def protocol_error(self, message: str, error_code: int = 1) -> CommandGenerator[None]:
+        """Record what mitmproxy would only have logged (A13), then GOAWAY and close."""
+        self._session.record_malformed(f"HTTP/2: {message}"[:200], b"")
+        self.h2_conn.close_connection(error_code)
+        yield commands.SendData(self.conn, self.h2_conn.data_to_send())
+        yield from self.close_connection(message)
+
+    def _receive(self, event: h2.events.RequestReceived) -> CommandGenerator[bool]:
+        head = split_head(event.headers or [])
+        if isinstance(head, str):
+            yield from self.protocol_error(head)
+            return True
+        pseudo, fields = head
+        request = http.Request(
+            host="",
+            port=0,
+            method=pseudo[b":method"],
+            scheme=b"https",
+            authority=b"",
+            path=pseudo[b":path"],
+            http_version=b"HTTP/2.0",
+            headers=http.Headers(fields),
+            content=None,
+            trailers=None,
+            timestamp_start=0.0,
+            timestamp_end=None,
+        )
+        self.streams[event.stream_id] = _http2.StreamState.HEADERS_RECEIVED
+        ended = bool(event.stream_ended)
+        lengths = [value for name, value in fields if name == b"content-length"]
+        length = int(lengths[0]) if len(lengths) == 1 and lengths[0].isdigit() else None
+        received = ReceivedHead(event.stream_id, request, end_stream=ended)
+        received.method, received.target = pseudo[b":method"], pseudo[b":path"]
+        received.fields = ((b"host", pseudo[b":authority"]), *fields)
+        received.body, received.body_length = not ended, 0 if ended else length
+        yield ReceiveHttp(received)
+        return False
+
+    def _refuse(self, event: Refusal) -> CommandGenerator[None]:
+        """The answer, then RST_STREAM: whatever the client still sends on this stream is not read."""
+        if not self.is_open_for_us(event.stream_id):
+            return
+        rendered = event.rendered
+        fields = [(b":status", b"%d" % rendered.status)]
+        fields += [(n.lower(), v) for n, v in rendered.headers if n.lower() != b"connection"]
+        self.h2_conn.send_headers(event.stream_id, fields, end_stream=not rendered.body)
+        if rendered.body:
+            self.h2_conn.send_data(event.stream_id, rendered.body, end_stream=True)
+        if not self.is_closed(event.stream_id) and not self.h2_conn.stream_buffers.get(event.stream_id):
+            self.h2_conn.reset_stream(event.stream_id, 0)
+        self.streams.pop(event.stream_id, None)
+        yield commands.SendData(self.conn, self.h2_conn.data_to_send())
+
+    def _reset(self, stream_id: int) -> CommandGenerator[None]:
+        if not self.is_closed(stream_id):
+            self.h2_conn.reset_stream(stream_id, _CANCEL)
+            yield commands.SendData(self.conn, self.h2_conn.data_to_send())
+
+    def _bound_buffer(self, stream_id: int) -> CommandGenerator[None]:
+        """A client that opens no window makes us hold what the upstream sends: past the cap, reset the stream."""
+        buffers = self.h2_conn.stream_buffers
+        if stream_id not in buffers:
+            return
+        held = sum(len(chunk.data) for queue in buffers.values() for chunk in queue)
+        if held > self._session.settings.h2_buffer_bytes_max:
+            self.h2_conn.reset_stream(stream_id, _INTERNAL_ERROR)
+            self.streams.pop(stream_id, None)
+            yield commands.SendData(self.conn, self.h2_conn.data_to_send())
+            yield ReceiveHttp(
+                self.ReceiveProtocolError(stream_id, "client-too-slow", self.ReceiveProtocolError.code)
+            )
+
+
+class StrictHttp2Client(_http2.Http2Client):
+    """The upstream's side."""
+
+    def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        if isinstance(event, RequestHeaders):
+            check_ticket(event)
+        yield from super()._handle_event(event)
+
+    def protocol_error(self, message: str, error_code: int = 1) -> CommandGenerator[None]:
+        """GOAWAY without mitmproxy's text; the streams learn of it and answer 502."""
+        self.h2_conn.close_connection(error_code)
+        yield commands.SendData(self.conn, self.h2_conn.data_to_send())
+        yield from self.close_connection(message)
+
+
+def split_head(
+    headers: list[tuple[bytes, bytes]],
+) -> tuple[dict[bytes, bytes], list[tuple[bytes, bytes]]] | str:
+    """Pseudo-header fields (each exactly once, RFC 9113 section 8.3.1) and the rest; or what is wrong.
+
+    CONNECT and extended CONNECT inside a tunnel have other sets of fields and are refused with that.
+    """
+    pseudo: dict[bytes, bytes] = {}
+    fields: list[tuple[bytes, bytes]] = []
+    for name, value in headers:
+        if name.startswith(b":"):
+            if name in pseudo or name not in _PSEUDO or fields:
+                return "pseudo-header fields"
+            pseudo[bytes(name)] = bytes(value)
+        else:
+            fields.append((bytes(name), bytes(value)))
+    if set(pseudo) != set(_PSEUDO):
+        return "pseudo-header fields"
+    return pseudo, fields
+
+
+__all__ = ["HttpEvent", "StrictHttp2Client", "StrictHttp2Server", "split_head"]

@@ -1,0 +1,76 @@
+"""What of an upstream's answer reaches the agent. PURE.
+
+Hop-by-hop fields end here (RFC 9110 section 7.6.1); so do fields that would send the agent round us (Alt-Svc) or
+make it hand its proxy credential to an origin (Proxy-*, 407: threats.md H7). Framing is rebuilt, never copied.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Fields = tuple[tuple[bytes, bytes], ...]
+Framing = Literal["none", "length", "chunked", "close"]
+
+_HOP_BY_HOP = frozenset(
+    {b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"alt-svc"}
+)
+_BODILESS = frozenset({204, 304})
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The head for the agent."""
+
+    status: int
+    headers: Fields
+    bodiless: bool
+
+
+def prepare_answer(
+    status: int,
+    headers: Fields,
+    *,
+    method: str,
+    client: Literal["1.0", "1.1", "2"],
+    websocket: bool,
+) -> Answer | str:
+    """The answer as the agent may see it, or the reason code for which it may not see it.
+
+    `websocket`: an allowed RFC 6455 handshake; without it a 101 is a tunnel nobody approved (D3).
+    """
+    if status == 407 or not 100 <= status <= 599:
+        return "upstream-protocol"
+    if status == 101:
+        if not websocket:
+            return "upgrade-unapproved"
+        kept = _strip(headers)
+        return Answer(101, (*kept, (b"connection", b"Upgrade"), (b"upgrade", b"websocket")), bodiless=True)
+    if status < 200:
+        return "upstream-protocol"
+    kept = _strip(headers)
+    bodiless = method == "HEAD" or status in _BODILESS
+    has_length = any(name.lower() == b"content-length" for name, _ in kept)
+    if client == "1.1" and not bodiless and not has_length:
+        kept = (*kept, (b"transfer-encoding", b"chunked"))
+    elif client == "1.0" and not has_length and not bodiless:
+        kept = (*kept, (b"connection", b"close"))
+    return Answer(status, kept, bodiless)
+
+
+def _strip(headers: Fields) -> Fields:
+    nominated = {
+        token.strip().lower()
+        for name, value in headers
+        if name.lower() == b"connection"
+        for token in value.split(b",")
+    }
+    dropped = _HOP_BY_HOP | nominated
+    return tuple(
+        (name, value)
+        for name, value in headers
+        if (lower := name.lower()) not in dropped and not lower.startswith(b"proxy-")
+    )
+
+
+def count_head_bytes(headers: Fields, first_line_bytes: int) -> int:
+    """Size of a head in its HTTP/1.1 form: the figure every adapter counts."""
+    return first_line_bytes + 4 + sum(len(name) + len(value) + 4 for name, value in headers)

@@ -1,13 +1,14 @@
-"""One open segment and the disk under it: append a group, sync it, salvage what was never acknowledged.
+"""One open segment and the disk under it: append, sync, salvage what was not acknowledged.
 
 Rule 1: one `write` and one `fdatasync` per group; nothing counts before the sync returned.
 Rule 2: no sync is ever retried. After a failed one the kernel may have marked the pages clean, so a
         second one would lie; only a restart, which reads the file again, recovers.
 Rule 3: before each group the path must still lead to the inode and the size last written, with one
         link. Otherwise somebody removed, replaced, cut or linked the log, and nothing is written.
-Rule 4: the last `space_floor_bytes` of the volume are not for traffic: they are kept for the records
-        that tell of the trouble (`recovery`, `dropped`, `log.close`). Free space is looked at once a
-        second and once per 256 KiB, so a flood meets the floor before it meets the end of the disk.
+Rule 4: the last `space_floor_bytes` of the volume are not for traffic: they are kept for the
+        records that tell of the trouble (`recovery`, `dropped`, `log.close`). Free space is looked
+        at once a second and once per 256 KiB, so a flood meets the floor before it meets the end of
+        the disk.
 
 Owned by one thread at a time; holds no lock of its own. Why no preallocation and no O_DSYNC: they
 gained nothing when measured (spec/audit.md section 2).
@@ -108,8 +109,9 @@ class Appender:
     def salvage(self, seq: int) -> Torn | None:
         """Move what stands behind `size` into `torn-<seq>.bin`; None where nothing does.
 
-        Whoever asked for those records was told that they are not recorded. A torn file of that name
-        is continued: it is left from an earlier attempt that no `recovery` record tells of yet.
+        Whoever asked for those records was told that they are not recorded. A torn file of that
+        name is continued: it is left from an earlier attempt that no `recovery` record tells of
+        yet.
 
         Raises:
             AppendFailed: the disk is still full, or something worse.

@@ -63,7 +63,10 @@ class Judge(Protocol):
     """What else must hold of a record (audit/laws.py). Called once per linked line, in order."""
 
     def judge(self, line: bytes, at: int) -> tuple[str, Cause] | None:
-        """The problem and its cause, or None where the record stands; `at` is where the value of ts starts."""
+        """The problem and its cause, or None where the record stands.
+
+        `at` is where the value of `ts` starts in the line.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,10 @@ class Walked:
 
 
 def link(head: Head, event: bytes, ts: bytes) -> tuple[bytes, Head]:
-    """The next line (with LF) and the head behind it. `event` must be canonical, `ts` not before `head.ts`."""
+    """The next line (with LF) and the head behind it.
+
+    `event` must be canonical, `ts` not before `head.ts`.
+    """
     body = opening(head) + b'%s","v":1},"event":%s' % (ts, event)
     digest = sha256(body + b"}").hexdigest().encode()
     return b'%s,"hash":"%s"}\n' % (body, digest), Head(head.log, head.seq + 1, digest, ts)
@@ -102,8 +108,8 @@ def ts_place(seq: int) -> int:
 def walk(lines: Iterable[bytes], head: Head, judge: Judge | None = None) -> Walked:
     """Check lines (each with its LF) against the head, until the first break or the end.
 
-    Every line must start as the head demands, end in the SHA-256 of itself and, where a judge is given, satisfy
-    it. A last line without LF is returned as `tail`, unjudged (audit/torn.py).
+    Every line must start as the head demands, end in the SHA-256 of itself and, where a judge is
+    given, satisfy it. A last line without LF is returned as `tail`, unjudged (audit/torn.py).
     """
     log, seq, prev, ts = head
     last, offset = b"", 0

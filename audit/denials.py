@@ -1,13 +1,14 @@
 """How many denials of one agent are recorded singly. PURE: the clock is a parameter.
 
-    agent `a` is denied 5,000 times in a second: 1,000 + 200 records, then `dropped{agent:a, n:3800}`
+    agent `a` is denied 5,000 times in a second: 1,200 records, then `dropped{n:3800}`
 
-Rule 1: only denials are ever counted instead of recorded; an allow that is not recorded is not allowed.
+Rule 1: only denials are ever counted instead of recorded; an allow that is not recorded is not
+        allowed.
 Rule 2: nothing is lost without a count: `drain` gives one `dropped` event per agent and reason.
 
 The proxy asks `admit` before it stores a denial, and submits what `drain` returns once a second and
-when it stops. An agent that floods us then costs at most its rate in disk, long before the reserve of
-the volume (audit/appender.py) is touched.
+when it stops. An agent that floods us then costs at most its rate in disk, long before the reserve
+of the volume (audit/appender.py) is touched.
 """
 
 from collections import Counter
@@ -34,7 +35,7 @@ class DenialBudget:
         self._dropped: Counter[tuple[str, str]] = Counter()
 
     def admit(self, agent: str, reason: str, now_s: float) -> bool:
-        """Whether this denial is recorded singly; otherwise it was counted. `now_s` is monotonic."""
+        """Whether this denial is recorded singly; else it was counted. `now_s` is monotonic."""
         bucket = self._buckets.setdefault(agent, _Bucket(self._burst, now_s))
         gained = max(0.0, now_s - bucket.at_s) * self._rate
         bucket.tokens = min(float(self._burst), bucket.tokens + gained)

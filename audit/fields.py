@@ -1,16 +1,18 @@
 r"""The form of every event: one table, from which one regular expression per kind is made. PURE.
 
-    decision  id 32 hex · agent{id,session?} · target{…} · verdict allow|deny …   ->   rb'\{"agent":\{…'
+    decision  agent{id,session?} · id 32 hex · verdict allow|deny …   ->   rb'\{"agent":\{…'
 
-Rule 1: a record has exactly one spelling (keys sorted, no white space, minimal escapes, no floats, no null),
-        so a regular expression over its bytes checks keys, types, order, duplicates and escapes at once.
-        No JSON parser decides what is valid; a verifier in any language can do the same.
+Rule 1: a record has exactly one spelling (keys sorted, no white space, minimal escapes, no floats,
+        no null), so a regular expression over its bytes checks keys, types, order, duplicates and
+        escapes at once. No JSON parser decides what is valid; a verifier in any language can do the
+        same.
 Rule 2: writer and verifier use the same table: what the writer seals, the verifier accepts.
-Rule 3: a field that ends in `?` may be absent; no other field may, and no unknown field may be present.
-        New fields come with a new `format` number in `log.open`, which an older verifier answers with exit 2.
+Rule 3: a field that ends in `?` may be absent; no other field may, and no unknown field may be
+        present. New fields come with a new `format` number in `log.open`, which an older verifier
+        answers with exit 2.
 
-Strings are either WIRE (printable ASCII: anything an agent or an upstream sent) or TEXT (UTF-8: what the
-operator wrote). Every quantifier is possessive: matching is linear, whatever the line.
+Strings are either WIRE (printable ASCII: anything an agent or an upstream sent) or TEXT (UTF-8:
+what the operator wrote). Every quantifier is possessive: matching is linear, whatever the line.
 Field tables for readers: docs/records.md.
 """
 

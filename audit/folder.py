@@ -4,7 +4,8 @@
     open    lock -> find the segment -> read every byte of it strictly -> move a torn tail away
 
 Rule 1: opening never creates a log. A missing log may be a deleted log, and deleting must not heal.
-Rule 2: opening changes nothing before every line was verified; a broken log is left as it was found.
+Rule 2: opening changes nothing before every line was verified; a broken log is left as it was
+        found.
 """
 
 import os
@@ -197,7 +198,7 @@ def _verify(directory: Path, path: Path, fd: int, lock_fd: int, floor: int) -> O
 
 
 def find_break(path: Path, walked: Walked) -> LogBroken | None:
-    """What keeps a segment from being continued: a break, a forged tail, a wrong name, no record."""
+    """What keeps a segment from being continued: a break, a forged tail, a wrong name."""
     broken = walked.broken
     if broken:
         return LogBroken(path, broken.line, broken.offset, broken.problem)

@@ -2,16 +2,17 @@
 
     log.open  policy.load(D)  decision(a, allow, policy D)  outcome(ref a)  heartbeat …  log.close
 
-Rule 1: the writer asks these laws before it seals a record and the verifier when it reads one, so a bug in the
-        proxy is refused at once and cannot make an honest log look tampered.
-Rule 2: memory is bounded whatever the log holds; where something must be forgotten, the bound is part of the
-        law and both sides forget alike.
+Rule 1: the writer asks these laws before it seals a record and the verifier when it reads one, so a
+        bug in the proxy is refused at once and cannot make an honest log look tampered.
+Rule 2: memory is bounded whatever the log holds; where something must be forgotten, the bound is
+        part of the law and both sides forget alike.
 
-The laws: the form of the kind (fields.py); ts never goes back; a run starts with `log.open`, which says rightly
-whether the run before it was closed; a decision names a policy among the last `POLICIES_MAX` loaded; an outcome
-refers to an allowed request of the same run that has no outcome yet, among the last `DECISIONS_MIN` or more open
-ones. So a second outcome, one before its decision and one after a deny are all the same break.
-A missing outcome is no break (a crash), a missing heartbeat is counted, not judged.
+The laws: the form of the kind (fields.py); ts never goes back; a run starts with `log.open`, which
+says rightly whether the run before it was closed; a decision names a policy among the last
+`POLICIES_MAX` loaded; an outcome refers to an allowed request of the same run that has no outcome
+yet, among the last `DECISIONS_MIN` or more open ones. So a second outcome, one before its decision
+and one after a deny are all the same break. A missing outcome is no break (a crash), a missing
+heartbeat is counted, not judged.
 """
 
 import re
@@ -34,7 +35,7 @@ type Problem = tuple[str, Cause] | None
 
 
 class OpenDecisions:
-    """The allowed requests that wait for their outcome: at least the last 50,000, at most twice as many."""
+    """The allowed requests without an outcome yet: the last 50,000 at least, 100,000 at most."""
 
     __slots__ = ("_old", "_young")
 
@@ -171,7 +172,7 @@ class Laws:
         after = "crash" if self.running else "clean"
         if found["after"].decode() != after:
             return (
-                f"`log.open` says after `{found['after'].decode()}`, the run before it says `{after}`",
+                f"`log.open` says after `{found['after'].decode()}`, expected `{after}`",
                 "tampered",
             )
         self.outcomes_unknown += len(self.decisions)
@@ -220,7 +221,7 @@ class Laws:
         return None
 
     def _watch(self, kind: bytes, ts: bytes) -> None:
-        """Count a silence of more than two heartbeats that no clock step and no recovery explains."""
+        """Count a silence of more than two heartbeats that no step and no recovery explains."""
         explained = kind in _EXPLAIN_SILENCE
         if self._due and ts > self._due and not explained:
             self.heartbeat_gaps += 1

@@ -1,12 +1,14 @@
-"""One event to its bytes, and one line back to a record. PURE, except that orjson does the encoding.
+"""One event to its bytes, and one line back to a record. PURE, but orjson does the encoding.
 
     {"kind":"decision", …}  --encode-->  b'{"agent":{"id":"a"},"client":"10.0.0.7", …}'
 
-Rule 1: what `encode` returns matches the form in fields.py, or `EventRefused` says which field is wrong.
-Rule 2: a record is never lost because a value was odd or long. Bytes that are not printable ASCII are
-        percent-encoded in fields that came from the wire; values that would make a record longer than
-        `LINE_BYTES_MAX` are cut, and what was cut is named by length and SHA-256 (` cut:<bytes> sha256:<64 hex>`;
-        `wire_text` never lets a space through, so an agent cannot forge that mark).
+Rule 1: what `encode` returns matches the form in fields.py, or `EventRefused` says which field is
+        wrong.
+Rule 2: a record is never lost because a value was odd or long. Bytes that are not printable ASCII
+        are percent-encoded in fields that came from the wire; values that would make a record
+        longer than `LINE_BYTES_MAX` are cut, and what was cut is named by length and SHA-256 (`
+        cut:<bytes> sha256:<64 hex>`; `wire_text` never lets a space through, so an agent cannot
+        forge that mark).
 Rule 3: the encoder is trusted to write, never to verify: audit/chain.py checks the bytes on disk.
 """
 
@@ -46,15 +48,15 @@ class Record:
 def wire_text(value: str | bytes, bytes_max: int = 2048) -> str:
     """Bytes from the wire as a string a record may hold: all but visible ASCII becomes %XX.
 
-    A `%` stays as it is, so canonical paths are recorded unchanged. More than `bytes_max` encoded bytes are cut
-    and named by length and digest.
+    A `%` stays as it is, so canonical paths are recorded unchanged. More than `bytes_max` encoded
+    bytes are cut and named by length and digest.
     """
     data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
     return cut_text(_NOT_WIRE.sub(_percent, data).decode("ascii"), bytes_max)
 
 
 def cut_text(value: str, bytes_max: int) -> str:
-    """`value`, or its beginning with what it was: ` cut:<bytes> sha256:<64 hex>` (the mark comes on top)."""
+    """`value`, or its beginning and a mark: ` cut:<bytes> sha256:<64 hex>` (comes on top)."""
     data = value.encode()
     if len(data) <= bytes_max:
         return value
@@ -185,7 +187,7 @@ def _encode_leaf(value: Any) -> bytes:
 
 
 def explain_event(data: bytes) -> str:
-    """Why the bytes of an event are not in form, for a report. Never decides: the form already did."""
+    """Why an event is not in form, for a report. Never decides: the form already did."""
     try:
         event = orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -202,7 +204,7 @@ def explain_event(data: bytes) -> str:
 
 
 def parse(line: bytes) -> Record:
-    """One line (without LF) as a record, for showing it: form and hash of this line are not checked here.
+    """One line (without LF) as a record, for showing it: form and hash are not checked here.
 
     Raises:
         ValueError: it is not a record at all.

@@ -2,8 +2,10 @@
 
     log/  <32 hex>-<20-digit first seq>.jsonl   torn-<20-digit seq>.bin   lock
 
-Rule 1: reading never follows a symbolic link, never blocks on a FIFO or device, never changes anything.
-Rule 2: what is read is bounded by the size that was seen first, whatever a running writer appends meanwhile.
+Rule 1: reading never follows a symbolic link, never blocks on a FIFO or device, never changes
+        anything.
+Rule 2: what is read is bounded by the size that was seen first, whatever a running writer appends
+        meanwhile.
 Rule 3: a file that no rule names is foreign, and a foreign file is a finding.
 """
 
@@ -138,8 +140,8 @@ def read_lines(
 ) -> Iterator[bytes]:
     """The lines of the first `size` bytes, each with its LF, in bounded memory.
 
-    A line that is too long comes in pieces without LF, which no caller takes for a record. `progress` is told
-    how many bytes were read since it was last called.
+    A line that is too long comes in pieces without LF, which no caller takes for a record.
+    `progress` is told how many bytes were read since it was last called.
     """
     file = io.BufferedReader(_Bounded(fd, size, progress), _READ_BYTES)
     return iter(partial(file.readline, LINE_BYTES_MAX + 1), b"")

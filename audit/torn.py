@@ -1,10 +1,10 @@
 """What the bytes behind the last LF are: the beginning of a record, or something else. PURE.
 
-    …"}\n{"chain":{"log":"9f…","prev":"41…","seq":7,"ts":"2026-01-3      -> a torn tail: the writer died here
-    …"}\n{"chain":…,"hash":"41d0…"}x                                     -> forged: nobody writes that
+    …"}\n{"chain":{"log":"9f…","prev":"41…","seq":7,"ts":"202   -> torn: the writer died here
+    …"}\n{"chain":…,"hash":"41d0…"}x                            -> forged: nobody writes that
 
-Rule 1: a tail is torn only if some record could begin with it: the chain head to the byte, then canonical JSON,
-        then the true hash. A whole record that lacks only its LF counts as torn.
+Rule 1: a tail is torn only if some record could begin with it: the chain head to the byte, then
+        canonical JSON, then the true hash. A whole record that lacks only its LF counts as torn.
 Rule 2: anything else behind the last LF is tampering, however short.
 """
 
@@ -22,7 +22,7 @@ _TS_FORM = b"0000-00-00T00:00:00.000000Z"
 
 
 def is_torn(tail: bytes, head: Head) -> bool:
-    """Whether `tail` (no LF in it) is a proper beginning of the record that `head` expects, or all of it."""
+    """Whether `tail` (no LF in it) is the beginning of the record that `head` expects."""
     if len(tail) >= LINE_BYTES_MAX or b"\n" in tail:
         return False
     if not head.log:
@@ -53,7 +53,7 @@ def _is_event(tail: bytes, at: int) -> bool:
 
 
 def _scan(data: bytes, at: int) -> int | None:
-    """The end of the object that starts at `at`, the end of the data if it goes on, None where it is no JSON."""
+    """The end of the object at `at`, or of the data if it goes on; None where it is no JSON."""
     stack: list[int] = []
     expects_value = True
     while at < len(data):

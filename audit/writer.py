@@ -1,18 +1,18 @@
 """The one writer of a log: seal on the caller's thread, make durable on the writer's thread.
 
-    loop thread   event -> laws -> chain -> queue ──┐                       ┌─> waiters, one wake-up per loop
-    writer thread                                   └─ group -> write -> fdatasync
+    loop thread     event -> chain -> laws -> queue ─┐                            ┌─> waiters
+    writer thread                                    └─> group -> write -> fdatasync ─┘
 
 Rule 1: an event is recorded when `store` returns, not before; only then may anything be forwarded.
 Rule 2: while a flush runs the next group builds. No timer, no added delay when idle.
-Rule 3: what fails is refused, never dropped silently. A full queue refuses (`audit-backpressure`); a
-        poisoned segment refuses everything; what was refused is counted and, once records can be
+Rule 3: what fails is refused, never dropped silently. A full queue refuses (`audit-backpressure`);
+        a poisoned segment refuses everything; what was refused is counted and, once records can be
         written again, recorded as `dropped{n,reason}`.
-Rule 4: after a full disk or a short write the writer tries again every `retry_s`: unacknowledged bytes
-        go to `torn-<seq>.bin`, then come `recovery` and `dropped`, then traffic. After any other failure
-        only a restart helps (audit/appender.py).
-Rule 5: an event that no verifier would accept is refused (`EventRefused`) and leaves no trace: one bug
-        must not make an honest log look tampered.
+Rule 4: after a full disk or a short write the writer tries again every `retry_s`: unacknowledged
+        bytes go to `torn-<seq>.bin`, then come `recovery` and `dropped`, then traffic. After any
+        other failure only a restart helps (audit/appender.py).
+Rule 5: an event that no verifier would accept is refused (`EventRefused`) and leaves no trace: one
+        bug must not make an honest log look tampered.
 Rule 6: a forked child may not write; it has neither the thread nor the lock.
 
 `ts` is the wall clock, clamped so that it never goes back. A step back, and a step forward that the
@@ -27,7 +27,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future as BlockingFuture
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -54,6 +53,7 @@ from audit.folder import (
     open_log,
 )
 from audit.record import EventRefused, encode, settle
+from audit.waiters import Stored, Waiter, answer
 
 __all__ = [
     "EventRefused",
@@ -81,15 +81,6 @@ def wall_clock() -> datetime:
     return datetime.now(UTC)  # noqa: TID251  the one default; tests and the proxy may give another
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A durable record: its number, its hash (64 hex) and its time."""
-
-    seq: int
-    hash: str
-    ts: str
-
-
 class WriterObserver(Protocol):
     """Who wants to count. Called on the writer's thread; what it raises is ignored."""
 
@@ -106,7 +97,7 @@ class WriterObserver(Protocol):
 class _Sealed(NamedTuple):
     line: bytes
     head: Head  # behind it
-    waiter: "asyncio.Future[Stored] | BlockingFuture[Stored] | None"
+    waiter: Waiter | None
     counted: bool  # somebody else's event, not our heartbeat
     policy: bytes | None  # digest it loads
 
@@ -242,9 +233,8 @@ class Writer:
     def store_blocking(self, event: Mapping[str, object], timeout_s: float) -> Stored:
         """`store` for callers without an event loop.
 
-        Raises:
-            LogUnavailable, EventRefused: as `store`; also when the disk took longer than `timeout_s`,
-                in which case the record may still come to be written.
+        Raises: LogUnavailable, EventRefused: as `store`; also when the disk took longer than
+            `timeout_s`, in which case the record may still come to be written.
         """
         waiter: BlockingFuture[Stored] = BlockingFuture()
         self._enqueue(event, waiter)
@@ -255,7 +245,7 @@ class Writer:
             raise LogUnavailable("audit-unavailable", text) from error
 
     def close(self) -> None:
-        """Record `log.close` behind all that waits, make it durable, give the lock back. Idempotent.
+        """Record `log.close` behind all that waits and give the lock back. Idempotent.
 
         Blocks until the disk has answered. In a forked child it does nothing but forget.
         """
@@ -276,7 +266,7 @@ class Writer:
     def _enqueue(
         self,
         event: Mapping[str, object],
-        waiter: "asyncio.Future[Stored] | BlockingFuture[Stored] | None",
+        waiter: Waiter | None,
     ) -> None:
         if os.getpid() != self._pid:
             raise LogUnavailable(
@@ -303,7 +293,7 @@ class Writer:
     def _seal(
         self,
         event: Mapping[str, object],
-        waiter: "asyncio.Future[Stored] | BlockingFuture[Stored] | None",
+        waiter: Waiter | None,
         *,
         counted: bool,
     ) -> None:
@@ -320,7 +310,7 @@ class Writer:
         self,
         event: Mapping[str, object],
         now: bytes,
-        waiter: "asyncio.Future[Stored] | BlockingFuture[Stored] | None",
+        waiter: Waiter | None,
         *,
         counted: bool,
     ) -> None:
@@ -348,7 +338,7 @@ class Writer:
         problem = self._laws.judge(line, at)
         return problem[0] if problem else None
 
-    # -- the start of a run: before the thread exists ---------------------------------------------
+    # -- the start of a run: before the thread exists -----------------------------------------
 
     def _open_run(self, software: str) -> None:
         after = "crash" if self._laws.running else "clean"
@@ -365,7 +355,7 @@ class Writer:
         self._appender.append(b"".join(sealed.line for sealed in group))
         self._durable = self._head
 
-    # -- the writer's thread ------------------------------------------------------------------------
+    # -- the writer's thread -------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
@@ -424,11 +414,11 @@ class Writer:
             return
         self._durable = group[-1].head
         self.last_commit_monotonic = time.monotonic()
-        _answer(group, None)
+        answer([(sealed.waiter, sealed.head) for sealed in group], None)
         self._tell(lambda to: to.committed(len(group), self.last_commit_monotonic - started_s))
 
     def _fail(self, group: list[_Sealed], cause: FailureCause, detail: str) -> None:
-        """Refuse everything from now on, first of all what waits; the chain goes back to the disk."""
+        """Refuse everything from now on, first what waits; the chain goes back to the disk's."""
         code = _REASONS.get(cause, "audit-unavailable")
         with self._lock:
             news = cause != self._failure
@@ -438,7 +428,7 @@ class Writer:
             self._head = self._durable
             policies = [sealed.policy for sealed in lost if sealed.policy]
             self._laws.rewind(self._durable.ts, policies)
-        _answer(lost, LogUnavailable(code, detail))
+        answer([(sealed.waiter, sealed.head) for sealed in lost], LogUnavailable(code, detail))
         if news:
             self._tell(lambda to: to.failed(cause))
 
@@ -494,40 +484,3 @@ def _recovery(cause: str, torn: Torn | None) -> Mapping[str, object]:
         "file": torn.name,
         "head": torn.head,
     }
-
-
-def _answer(group: list[_Sealed], failure: LogUnavailable | None) -> None:
-    """Tell every waiter of a group, waking each event loop once."""
-    loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Stored], Stored]]] = {}
-    for sealed in group:
-        waiter = sealed.waiter
-        if waiter is None:
-            continue
-        head = sealed.head
-        stored = Stored(head.seq - 1, head.prev.decode(), head.ts.decode())
-        if isinstance(waiter, BlockingFuture):
-            _resolve(waiter, stored, failure)
-        else:
-            loops.setdefault(waiter.get_loop(), []).append((waiter, stored))
-    for loop, waiters in loops.items():
-        with suppress(RuntimeError):  # the loop was closed: nobody waits any more
-            loop.call_soon_threadsafe(_resolve_all, waiters, failure)
-
-
-def _resolve_all(
-    waiters: list[tuple[asyncio.Future[Stored], Stored]], failure: LogUnavailable | None
-) -> None:
-    for waiter, stored in waiters:
-        if not waiter.done():  # cancelled meanwhile
-            _resolve(waiter, stored, failure)
-
-
-def _resolve(
-    waiter: asyncio.Future[Stored] | BlockingFuture[Stored],
-    stored: Stored,
-    failure: LogUnavailable | None,
-) -> None:
-    if failure is None:
-        waiter.set_result(stored)
-    else:
-        waiter.set_exception(LogUnavailable(failure.code, str(failure)))

@@ -45,7 +45,7 @@ def compute_digest(
 
 
 def _spell(value: Any) -> Any:
-    """A compiled value as plain JSON. Sets are sorted; tuples keep the order compile.py gave them."""
+    """A compiled value as plain JSON. Sets are sorted, tuples keep compile.py's order."""
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, frozenset):

@@ -7,7 +7,7 @@ Rule 3: a finding names the place, the problem in one line, and the way out in t
 The numbers group by subject: AP0 the text, AP1 names and patterns, AP2 reach, AP3 obligations.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,8 +31,8 @@ class Code:
 
 _ALL = (
     Code("AP001", "error", "the file is not YAML", "a tab indent; `key:value`",
-         "look at the place under the caret; indent with spaces, put a space after `:`, close every "
-         "quote and bracket. What follows in the same file is checked once this is fixed"),
+         "look at the place under the caret; indent with spaces, put a space after `:`, close "
+         "every quote and bracket. The rest of the file is checked once this is fixed"),
     Code("AP002", "error", "an unquoted `*` is read as an alias", "`host: *.openai.com`",
          'quote it: `host: "*.openai.com"`'),
     Code("AP003", "error", "a key is given twice", "two `match:` in one rule",
@@ -74,7 +74,8 @@ _ALL = (
          "write `/pub/**` for everything below a folder"),
     Code("AP111", "error", "a regular expression that RE2 refuses", "`(?=x)`",
          "RE2 has no look-around and no back-references; expressions match the whole value"),
-    Code("AP204", "error", "something that can never match", 'a window ["18:00", "18:00"]; `methods: []`',
+    Code("AP204", "error", "something that can never match",
+         'a window ["18:00", "18:00"]; `methods: []`',
          "remove the part that is empty, or the rule"),
     Code("AP207", "warning", "an agent for which nothing is allowed",
          "`reviewer` is listed and in no `who:`", "add a rule for it, or remove the agent"),
@@ -90,7 +91,7 @@ CODES: dict[str, Code] = {entry.code: entry for entry in _ALL}
 def find(
     code: str, file: str, place: tuple[int, int], message: str, hint: str = "", rule: str = ""
 ) -> Finding:
-    """A Finding with the severity the catalogue gives its code; `place` is line and column from 1."""
+    """A Finding with the severity of its code; `place` is line and column, from 1."""
     return Finding(file, *place, code, CODES[code].severity, message, hint, rule)
 
 
@@ -100,15 +101,14 @@ def arrange(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(unique[key] for key in sorted(unique))
 
 
-def render(finding: Finding, text: str = "") -> str:
-    """`file:line:col: severity[CODE]: message`, for syntax with the line and a caret, then the hint.
+def render(finding: Finding, lines: Sequence[str] = ()) -> str:
+    """`file:line:col: severity[CODE]: message`, for syntax the line and a caret, then the hint.
 
-    `text` is the content of the finding's file; without it there is no caret.
+    `lines` are those of the finding's file; without them there is no caret.
     """
     place = f"{finding.file}:{finding.line}:{finding.column}"
     out = [f"{place}: {finding.severity}[{finding.code}]: {finding.message}"]
-    lines = text.splitlines() if finding.code in _SYNTAX else []
-    if finding.line <= len(lines):
+    if finding.code in _SYNTAX and finding.line <= len(lines):
         shown, caret = _excerpt(lines[finding.line - 1], finding.column)
         out += [f"  | {shown}", f"  | {caret}^"]
     if finding.hint:
@@ -129,10 +129,10 @@ def document() -> str:
     out = [
         "# Findings of `tollkeeper policy check`",
         "",
-        "Printed from `policies/findings.py`; a test holds the two equal. `error` refuses the file, "
-        "`warning` and `info` do not.",
-        "The command exits 0 when nothing reaches `--fail-on` (default `error`), 1 when something "
-        "does, and 2 only when a file is missing, unreadable or not UTF-8.",
+        "Printed from `policies/findings.py`; a test holds the two equal. An `error` refuses the",
+        "whole policy, a `warning` or `info` does not. The command exits 0 when nothing reaches",
+        "`--fail-on` (default `error`), 1 when something does, and 2 only when a file is missing,",
+        "unreadable or not UTF-8.",
         "",
     ]
     for entry in _ALL:

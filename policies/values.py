@@ -13,17 +13,14 @@ from ipaddress import AddressValueError, IPv4Network, IPv6Network, NetmaskValueE
 from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
-import re2
-
 from policies.host import canonicalise_host, format_ipv6
 from policies.pattern import BadPattern, parse_host, parse_path
+from policies.regex import find_problem
 from policies.rule import ADDRESS_CLASSES, METHODS, HostPattern, Network, PathPattern
 
 INTEGER_MAX = 2**53 - 1  # what every JSON reader keeps exactly
 ID_CHARS_MAX = 64
-REGEX_CHARS_MAX = 1000
 _SUGGEST_FROM_MAX = 1000
-_REGEX_MEMORY_BYTES_MAX = 1 << 20
 
 _ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 _AMOUNT = re.compile(r"([0-9]{1,16}) ?([A-Za-zµ]*)")
@@ -221,12 +218,12 @@ def read_moment(value: Any) -> datetime:
     raise Unfit("AP007", f"expected a date, not {show(value)}", hint)
 
 
-def fix_moment(moment: datetime, zone: ZoneInfo, *, opens: bool) -> datetime:
-    """Aware: a wall clock that happens twice or never is resolved so that the window is shorter."""
+def fix_moment(moment: datetime, zone: ZoneInfo, *, later: bool) -> datetime:
+    """Aware: of a wall clock that happens twice or never, the later or the earlier reading."""
     if moment.tzinfo is not None:
         return moment
     both = [moment.replace(tzinfo=zone, fold=fold) for fold in (0, 1)]
-    return (max if opens else min)(both, key=lambda one: one.timestamp())
+    return (max if later else min)(both, key=lambda one: one.timestamp())
 
 
 def read_method(value: Any) -> str:
@@ -279,23 +276,11 @@ def read_path(value: Any) -> PathPattern:
 def read_regex(value: Any) -> str:
     """A regular expression of RE2, matched against the whole value."""
     text = read_text(value, "a regular expression")
-    hint = "RE2 has no look-around and no back-references"
-    if len(text) > REGEX_CHARS_MAX:
-        raise Unfit("AP111", f"the expression is longer than {REGEX_CHARS_MAX} characters")
-    options = re2.Options()
-    options.log_errors = False
-    options.max_mem = _REGEX_MEMORY_BYTES_MAX
-    try:
-        re2.compile(text, options)  # type: ignore[no-untyped-call]
-    except re2.error as error:
-        cause = error.args[0] if error.args else "refused"
-        cause = cause.decode("utf-8", "replace") if isinstance(cause, bytes) else str(cause)
-        raise Unfit("AP111", f"RE2 refuses {show(text)}: {_lower(cause)}", hint) from None
+    problem = find_problem(text)
+    if problem is not None:
+        hint = "RE2 has no look-around and no back-references"
+        raise Unfit("AP111", f"RE2 refuses {show(text)}: {problem}", hint)
     return text
-
-
-def _lower(words: str) -> str:
-    return words[:1].lower() + words[1:].rstrip(".")
 
 
 def read_network(value: Any) -> Network:

@@ -18,6 +18,7 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -41,6 +42,7 @@ _SECRET_TEXT = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*",
     re.IGNORECASE,
 )
+_PLAIN_TEXT = re.compile(r"[A-Za-z0-9.:-]{0,128}")  # of which no secret's shape can be made
 _QUERY = re.compile(r"\?\S+")
 _URL_NAMES = frozenset({"url", "target", "path", "location", "referer"})
 
@@ -107,8 +109,10 @@ def _mask(name: str, value: Any, depth: int) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
-    if _SECRET_NAME.search(name) or depth > DEPTH_MAX:
+    if _is_secret(name) or depth > DEPTH_MAX:
         return MASK
+    if isinstance(value, str) and _PLAIN_TEXT.fullmatch(value):
+        return value
     if isinstance(value, Mapping):
         return {str(key): _mask(str(key), each, depth + 1) for key, each in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -121,6 +125,11 @@ def _mask(name: str, value: Any, depth: int) -> Any:
         text = _QUERY.sub(f"?{MASK}", text)
     limit = TRACE_CHARS_MAX if name == "exception" else TEXT_CHARS_MAX
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
+
+
+@lru_cache(maxsize=256)
+def _is_secret(name: str) -> bool:
+    return _SECRET_NAME.search(name) is not None
 
 
 def _escape(text: str) -> str:

@@ -24,6 +24,7 @@ _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _FORBIDDEN_ESCAPE = re.compile(r"%(?:[01][0-9A-Fa-f]|7[Ff]|2[Ff]|5[Cc])")  # controls, `/`, `\`
 _DOUBLE_ESCAPE = re.compile(r"%25(?:[0-9A-Fa-f]{2}|[uU])")
 _ESCAPE_OR_ODD = re.compile(r"%[0-9A-Fa-f]{2}|[\"<>\[\]^`{|}]")
+_RESERVED_ESCAPE = re.compile(r"%(2[146-9A-C]|3[ABD]|40)")  # pchar: sub-delims, `:`, `@`
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _QUERY_FORBIDDEN = re.compile(r"%00|#")
 
@@ -89,7 +90,7 @@ def loosen_path(path: str) -> str:
     Most origins read `/a%2Cb` as `/a,b`. It is not canonical (RFC 3986 section 2.2), but a deny of
     the one must not be evaded by the other.
     """
-    return re.sub(r"%(2[1-9A-E]|3[A-E]|40)", lambda found: chr(int(found[1], 16)), path)
+    return _RESERVED_ESCAPE.sub(lambda found: chr(int(found[1], 16)), path)
 
 
 def _decode_escapes(text: str) -> str | Refusal:

@@ -1,0 +1,150 @@
+"""The obligations of several matching allow rules become one. PURE.
+
+Rule 1: what limits, adds up: every rate applies, the smallest size wins, redactions are united.
+Rule 2: what can have one value only (`capture`, `path_params`) comes from the most specific rule
+        that says anything; two equally specific rules that disagree are a Conflict, a denial.
+
+Policy.md 2.6; finding AP301 is the same question asked of the file.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from policies.compiled import CompiledRule
+from policies.match import host_matches, path_matches
+from policies.model import Obligations, Principal, RateUse, Request
+from policies.rule import Agent, Capture, PathParams, PathPattern, Rate, Rule
+from policies.target import strip_params
+
+_HOST_RANK = {"exact": 3, "ip": 3, "one_label": 2, "any_depth": 1}
+
+
+class Specificity(NamedTuple):
+    """How narrowly a rule names one request, compared from left to right."""
+
+    host: int  # 3 exact, 2 `*.`, 1 `**.`, 0 any
+    port: bool  # names ports
+    literal_segments: int  # of the matching path pattern
+    methods: bool  # names methods
+    who: int  # 2 the agent, 1 a group of it, 0 everyone
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Equally specific rules give one thing two values."""
+
+    field: Literal["capture", "path_params"]
+    rules: tuple[str, ...]  # ids, sorted
+
+
+def join_obligations(
+    allows: Sequence[CompiledRule],
+    request: Request,
+    principal: Principal,
+    agent: Agent,
+    rates: Mapping[str, Rate],
+) -> Obligations | Conflict:
+    """The obligations of one request that `allows` (at least one) permit."""
+    if len(allows) == 1:
+        only = allows[0]
+        if not only.rule.with_.rates:
+            return only.obligations
+        return replace(only.obligations, rates=_list_rates(allows, principal, rates))
+    capture = _pick_capture(allows, request, agent)
+    if isinstance(capture, Conflict):
+        return capture
+    path_params = _pick_path_params(allows, request, agent)
+    if isinstance(path_params, Conflict):
+        return path_params
+    each = [allow.obligations for allow in allows]
+    return Obligations(
+        _list_rates(allows, principal, rates),
+        _smallest(one.max_request_bytes for one in each),
+        _smallest(one.max_response_bytes for one in each),
+        capture,
+        tuple(sorted({segment for one in each for segment in one.redact_path})),
+        path_params,
+    )
+
+
+def rank(rule: Rule, request: Request, agent: Agent) -> Specificity:
+    """How specific a rule is about a request that it matches (policy.md 2.6)."""
+    match, who = rule.match, rule.who
+    hosts = [_HOST_RANK[h.kind] for h in match.hosts or () if host_matches(h, request.host)]
+    paths = [_literals(path) for path in match.paths or () if _covers(path, request.path)]
+    return Specificity(
+        max(hosts, default=0),
+        match.ports is not None,
+        max(paths, default=0),
+        match.methods is not None,
+        0 if who is None else 2 if agent.id in who.agents else 1,
+    )
+
+
+def _covers(path: PathPattern, text: str) -> bool:
+    return path_matches(path, text) or path_matches(path, strip_params(text))
+
+
+def _literals(path: PathPattern) -> int:
+    return sum(segment.kind == "literal" for segment in path.segments)
+
+
+def _pick_capture(
+    allows: Sequence[CompiledRule], request: Request, agent: Agent
+) -> Capture | Conflict:
+    said = [(allow.rule, allow.rule.with_.capture) for allow in allows]
+    values: list[tuple[Rule, Capture]] = [(rule, value) for rule, value in said if value]
+    picked = _pick(values, request, agent)
+    if picked is None:
+        return Conflict("capture", tuple(sorted(rule.id for rule, _ in values)))
+    return picked[0] if picked else "metadata"
+
+
+def _pick_path_params(
+    allows: Sequence[CompiledRule], request: Request, agent: Agent
+) -> PathParams | Conflict:
+    said = [(allow.rule, allow.rule.with_.path_params) for allow in allows]
+    values: list[tuple[Rule, PathParams]] = [(rule, value) for rule, value in said if value]
+    picked = _pick(values, request, agent)
+    if picked is None:
+        return Conflict("path_params", tuple(sorted(rule.id for rule, _ in values)))
+    return picked[0] if picked else "refuse"
+
+
+def _pick[T](
+    values: list[tuple[Rule, T]], request: Request, agent: Agent
+) -> tuple[T] | tuple[()] | None:
+    """The value of the most specific rule; () when no rule says one; None when they disagree."""
+    if not values:
+        return ()
+    if len({value for _, value in values}) == 1:
+        return (values[0][1],)
+    ranked = [(rank(rule, request, agent), value) for rule, value in values]
+    best = max(specificity for specificity, _ in ranked)
+    chosen = {value for specificity, value in ranked if specificity == best}
+    return (chosen.pop(),) if len(chosen) == 1 else None
+
+
+def _list_rates(
+    allows: Sequence[CompiledRule], principal: Principal, rates: Mapping[str, Rate]
+) -> tuple[RateUse, ...]:
+    """Each rate once per key; sorted, so that the order of rules has no meaning."""
+    uses = {
+        (name, _key_of(rates[name], allow.id, principal))
+        for allow in allows
+        for name in allow.rule.with_.rates
+    }
+    return tuple([RateUse(name, key) for name, key in sorted(uses)])
+
+
+def _key_of(rate: Rate, rule_id: str, principal: Principal) -> str:
+    if rate.each == "rule":
+        return rule_id
+    if rate.each == "session" and principal.session:
+        return principal.session
+    return principal.agent  # an agent identified by its source has one session: itself
+
+
+def _smallest(limits: Iterable[int | None]) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)

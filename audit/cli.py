@@ -140,9 +140,10 @@ def _print_report(report: Report) -> None:
         click.echo(
             f"  outcomes {report.outcomes_open} open, {report.outcomes_unknown} never recorded"
         )
-    click.echo(f"  not checked: {'; '.join(report.not_checked)}")
     if report.grade:
-        click.echo(f"  note: {report.grade} does not detect {', nor '.join(NOT_PROVEN)}")
+        click.echo(f"  note     {report.grade} does not detect {', nor '.join(NOT_PROVEN)}")
+    rest = [what for what in report.not_checked if what not in NOT_PROVEN]
+    click.echo(f"  skipped  {', '.join(rest)}")
     if report.problem and report.line:
         _complain(f"{report.path}:{report.line}: {report.problem} (byte {report.offset})")
     elif report.problem:

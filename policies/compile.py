@@ -111,8 +111,9 @@ def _check_rule(part: Part[RuleSection], section: RuleSection) -> list[Finding]:
         findings.append(find(code, part.file, place, message, hint, part.id))
 
     allow, match = section.verdict == "allow", section.match
-    if allow and (match is None or match.host is None):
-        where = ("match",) if match else ()
+    where = ("match",) if match else ()
+    whole = not part.node.partial and not locate(part.node, where)[0].partial
+    if allow and whole and (match is None or match.host is None):
         hint = "an allow names its hosts, such as `match: { host: api.example.com }`"
         report("AP007", where, f"`host` is missing in rule `{part.id}`", hint)
     if allow and match and match.scheme and "http" in match.scheme and match.port is None:

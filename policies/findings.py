@@ -37,7 +37,7 @@ _ALL = (
          'quote it: `host: "*.openai.com"`'),
     Code("AP003", "error", "a key is given twice", "two `match:` in one rule",
          "merge the two; most YAML readers keep the last one silently, we keep none"),
-    Code("AP004", "error", "YAML readers disagree about an unquoted value",
+    Code("AP004", "error", "an unquoted value that YAML readers disagree about",
          "`between: [10:00, 18:00]`, `port: 0443`, `allow: no`, a key `on:`",
          "quote it if it is text; write numbers without leading zeros or `_`; write true or false"),
     Code("AP005", "error", "an anchor, alias, merge key, tag, directive or second document",
@@ -92,7 +92,15 @@ def find(
     code: str, file: str, place: tuple[int, int], message: str, hint: str = "", rule: str = ""
 ) -> Finding:
     """A Finding with the severity of its code; `place` is line and column, from 1."""
-    return Finding(file, *place, code, CODES[code].severity, message, hint, rule)
+    entry = CODES[code]
+    return Finding(file, *place, code, entry.severity, _show(message), _show(hint), rule)
+
+
+def _show(text: str) -> str:
+    """Text safe for a terminal: what a file holds must not move the cursor or hide itself."""
+    if text.isprintable():
+        return text
+    return "".join(mark if mark.isprintable() else f"\\u{{{ord(mark):04X}}}" for mark in text)
 
 
 def arrange(findings: Iterable[Finding]) -> tuple[Finding, ...]:

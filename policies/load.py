@@ -14,13 +14,15 @@ from collections.abc import Iterator
 
 import yaml
 
+from policies.findings import find
 from policies.model import ContractBroken, Finding
-from policies.node import SWITCHES, Node, plain_kind, surprise
+from policies.node import Node, intention, plain_kind, surprise
 from policies.syntax import explain_syntax
 
 FILE_BYTES_MAX = 16 * 1024 * 1024
 DEPTH_MAX = 32  # nested maps and lists; the language itself needs seven
 _ALIAS_REPAIRS_MAX = 20  # unquoted `*` reported in one go; each costs one more pass over the file
+_KEY_CHARS_MAX = 256
 _BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 _TOKEN = re.compile(r"\*[^\s,\[\]{}#]*")
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -39,7 +41,7 @@ def parse(text: str, file: str) -> tuple[Node | None, list[Finding]]:
     """One YAML document -> its tree and what is wrong with it as YAML (AP001-AP005)."""
     if len(text) > FILE_BYTES_MAX or len(text.encode("utf-8", "replace")) > FILE_BYTES_MAX:
         problem = f"the file is larger than {FILE_BYTES_MAX // 1024 // 1024} MiB"
-        return None, [Finding(file, 1, 1, "AP001", "error", problem, "split it with `include:`")]
+        return None, [find("AP001", file, (1, 1), problem, "split it with `include:`")]
     composer = _Composer(file)
     events = composer.scan(text)
     if events is None:
@@ -58,7 +60,7 @@ class _Composer:
 
     def report(self, place: tuple[int, int], code: str, message: str, hint: str = "") -> None:
         """Add a finding at (line, column), both from 1."""
-        self.findings.append(Finding(self.file, *place, code, "error", message, hint))
+        self.findings.append(find(code, self.file, place, message, hint))
 
     def scan(self, text: str) -> list[yaml.Event] | None:
         """All events, or None after AP001. An unquoted `*` is reported and read on over."""
@@ -174,6 +176,9 @@ class _Composer:
                     self.report((line, column), "AP001", problem, "did you forget quotes?")
                 continue
             key = event.value
+            if len(key) > _KEY_CHARS_MAX:
+                problem = f"a key is longer than {_KEY_CHARS_MAX} characters"
+                self.report((line, column), "AP007", problem, "did you forget the `: ` after it?")
             usable = self.key(event, line, column)
             value = self.node(next(events), events, depth)
             if key in pairs:
@@ -183,6 +188,8 @@ class _Composer:
             elif usable:
                 pairs[key] = value
                 keys[key] = (line, column)
+            else:
+                node.partial = True
 
     def key(self, event: yaml.ScalarEvent, line: int, column: int) -> bool:
         """False where the key was reported here and must not be looked at again."""
@@ -213,9 +220,8 @@ class _Composer:
         kind = plain_kind(text)
         if kind == "broken":
             problem = f"unquoted `{text}` means {surprise(text)} to some YAML readers"
-            hint = f'write "{text}" for text'
-            if text.lower() in SWITCHES:
-                hint += f", or {SWITCHES[text.lower()]}"
+            meant = intention(text)
+            hint = f'write {meant}, or "{text}" for text' if meant else f'write "{text}"'
             self.report((line, column), "AP004", problem, hint)
         return Node(kind, line, column, text)
 

@@ -35,7 +35,7 @@ BROKEN = Broken()
 class Node:
     """One value of the file and where it stands. `keys` holds the place of each key of a map."""
 
-    __slots__ = ("column", "items", "keys", "kind", "line", "pairs", "text")
+    __slots__ = ("column", "items", "keys", "kind", "line", "pairs", "partial", "text")
 
     def __init__(self, kind: Kind, line: int, column: int, text: str = "") -> None:
         self.kind: Kind = kind
@@ -45,6 +45,7 @@ class Node:
         self.pairs: dict[str, Node] = {}
         self.keys: dict[str, tuple[int, int]] = {}
         self.items: list[Node] = []
+        self.partial = False  # a map one of whose keys was reported and left out
 
     def get(self, key: str) -> "Node | None":
         """The value below `key`, or None where this is not a map or has no such key."""
@@ -69,6 +70,18 @@ def surprise(text: str) -> str:
     if _GROUPED.match(text):
         return "a number without the `_`"
     return ""
+
+
+def intention(text: str) -> str:
+    """What the author of a surprising scalar most likely means, as all readers read it, or ""."""
+    if text.lower() in SWITCHES:
+        return SWITCHES[text.lower()]
+    if _CLOCK.match(text):
+        return ""
+    digits = text.replace("_", "").lstrip("+")
+    if digits[:2].lower() in {"0x", "0o", "0b"}:
+        return str(int(digits, 0))
+    return digits.lstrip("0") or "0"
 
 
 def plain_kind(text: str) -> Kind:

@@ -67,7 +67,7 @@ def word(
         key = str(refused.path[-1])
         hint = advise(key, section_at(section, refused.path[:-1]))
         return find("AP006", file, key_place, f"unknown key `{key}`{where}", hint, rule)
-    if found.kind == "broken":
+    if found.kind == "broken" or (refused.kind == "missing-key" and found.partial):
         return None
     if refused.kind == "missing-key":
         message = f"`{refused.path[-1]}` is missing{where}"

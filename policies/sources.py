@@ -3,8 +3,8 @@
 Rule 1: an include is relative and stays, by name, at or below the folder of the file that includes
         it. Symbolic links are followed: a Kubernetes ConfigMap is a folder of links, and who may
         make one there may write the policy.
-Rule 2: a file that is missing, irregular, unreadable or not UTF-8 is `PolicyUnreadable`; all else is
-        a Finding.
+Rule 2: a file that is missing, irregular, unreadable or not UTF-8 is `PolicyUnreadable`; all else
+        is a Finding.
 Rule 3: includes have no circle (a Finding); a file reached twice is read once.
 """
 
@@ -13,7 +13,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from policies.findings import arrange
+from policies.findings import arrange, find
 from policies.load import FILE_BYTES_MAX, parse
 from policies.model import Finding
 from policies.node import Node
@@ -110,9 +110,8 @@ def _includes(root: Node | None) -> list[Node]:
 
 
 def _shape(node: Node, name: str, problem: str, hint: str) -> Finding:
-    return Finding(
-        name, node.line, node.column, "AP007", "error", f"include `{node.text}`: {problem}", hint
-    )
+    message = f"include `{node.text}`: {problem}"
+    return find("AP007", name, (node.line, node.column), message, hint)
 
 
 def _target(node: Node, name: str, trail: tuple[str, ...], on_disk: bool) -> str | Finding:

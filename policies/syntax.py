@@ -72,7 +72,8 @@ def explain_syntax(
         found = line[column - 1 : column]
         if found == "\t":
             return place, "a tab is used to indent", "indent with spaces"
-        return place, f"`{found}` cannot begin plain text", "put the text in quotes"
+        shown = "a backtick" if found == "`" else f"`{found}`"
+        return place, f"{shown} cannot begin plain text", "put the text in quotes"
     for part, phrase, at_start, message, hint in _PHRASES:
         if part in context and phrase in problem:
             return (begun if at_start else place), message, hint

@@ -9,11 +9,19 @@ import re
 from collections.abc import Iterable
 from datetime import date, datetime
 from difflib import get_close_matches
-from ipaddress import AddressValueError, IPv4Network, IPv6Network, NetmaskValueError, ip_network
+from ipaddress import (
+    AddressValueError,
+    IPv4Network,
+    IPv6Network,
+    NetmaskValueError,
+    ip_address,
+    ip_network,
+)
 from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
 from policies.host import canonicalise_host, format_ipv6
+from policies.node import plain_kind
 from policies.pattern import BadPattern, parse_host, parse_path
 from policies.regex import find_problem
 from policies.rule import ADDRESS_CLASSES, METHODS, HostPattern, Network, PathPattern
@@ -61,7 +69,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     if len(known) > _SUGGEST_FROM_MAX:
         return ""
-    near = get_close_matches(word.lower(), known, n=1, cutoff=0.6)
+    near = get_close_matches(word.lower(), known, n=1, cutoff=0.7)
     return f"did you mean `{near[0]}`?" if near else ""
 
 
@@ -74,6 +82,8 @@ def show(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "a list"
     text = str(value)
+    if isinstance(value, str) and plain_kind(text) != "str":
+        text = f'"{text}"'  # the quotes are what is wrong with it
     return f"`{text}`" if len(text) <= 80 else f"`{text[:77]}...`"
 
 
@@ -129,7 +139,8 @@ def read_count(value: Any, least: int = 1, most: int = INTEGER_MAX) -> int:
         hint = "write it without quotes" if isinstance(value, str) and value.isdigit() else ""
         raise Unfit("AP007", f"expected a whole number, not {show(value)}", hint)
     if not least <= value <= most:
-        raise Unfit("AP007", f"expected a number from {least} to {most}, not `{value}`")
+        range_ = f"from {least} to {most}" if most < INTEGER_MAX else f"from {least}"
+        raise Unfit("AP007", f"expected a number {range_}, not `{value}`")
     return value
 
 
@@ -170,7 +181,7 @@ def _read_amount(value: Any, units: dict[str, int], forms: str, noun: str) -> in
         raise Unfit("AP008", f"`{unit}` is not a unit of {noun}", hint)
     amount = int(number) * units[unit]
     if amount > INTEGER_MAX:
-        raise Unfit("AP007", f"`{value}` is larger than 2^53-1 in the smallest unit")
+        raise Unfit("AP007", f"`{value}` is larger than any limit can be, 2^53-1")
     return amount
 
 
@@ -257,7 +268,11 @@ def read_header_name(text: str) -> str:
 
 def read_host(value: Any) -> HostPattern:
     """A host pattern: `a.com`, `*.a.com`, `**.a.com` or an address."""
-    pattern = parse_host(read_text(value, "a host"))
+    text = read_text(value, "a host")
+    if text and set(text) <= {"*", "."}:
+        hint = "name the hosts; there is no rule for every host"
+        raise Unfit("AP105", f"host `{text}` would match every host", hint)
+    pattern = parse_host(text)
     if isinstance(pattern, BadPattern):
         raise Unfit(pattern.code, pattern.message, pattern.hint)
     return pattern
@@ -293,16 +308,25 @@ def read_network(value: Any) -> Network:
         plain = name if isinstance(name, str) and name[-1:].isdigit() else ""
         hint = f"write `{plain}`" if plain else "write 10.0.0.0/8 or 2001:db8::/32"
         raise Unfit("AP107", f"{show(text)} is not an address range", hint) from None
+    if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
+        inner = IPv4Network((int(network.network_address) & 0xFFFFFFFF, network.prefixlen - 96))
+        raise Unfit("AP107", f"{show(text)} is an IPv4 range in IPv6 form", f"write `{inner}`")
     written = spell_network(network)
     single = spell_address(network)
     if text not in {written, single}:
-        word = "has host bits" if "/" in text else "is not in canonical form"
-        hint = f"write `{written if '/' in text else single}`"
-        raise Unfit("AP107", f"{show(text)} {word}", hint)
-    if isinstance(network, IPv6Network) and network.subnet_of(IPv6Network("::ffff:0:0/96")):
-        inner = IPv4Network((int(network.network_address) & 0xFFFFFFFF, network.prefixlen - 96))
-        raise Unfit("AP107", f"{show(text)} is an IPv4 range in IPv6 form", f"write `{inner}`")
+        address = text.partition("/")[0]
+        word = "is not in canonical form" if _is_first(address, network) else "has host bits"
+        raise Unfit(
+            "AP107", f"{show(text)} {word}", f"write `{written if '/' in text else single}`"
+        )
     return network
+
+
+_MAPPED = IPv6Network("::ffff:0:0/96")
+
+
+def _is_first(address: str, network: Network) -> bool:
+    return ip_address(address) == network.network_address
 
 
 def spell_address(network: Network) -> str:

@@ -64,10 +64,9 @@ class CompiledRule:
         self.dest_ip: Callable[[Facts], Outcome] | None = (
             check_dest_ip(match) if match.dest_ip is not None and not self.is_deny else None
         )
-        self.reads: tuple[Read, ...] = tuple(
-            [read_of(field, TRUE) for field in _plain_fields(match)]
-            + [read_of(check.field, TRUE) for check in self.checks]
-        )
+        checked = [check.field for check in self.checks]
+        plain = [field for field in _plain_fields(rule) if field not in checked]
+        self.reads: tuple[Read, ...] = tuple([read_of(field, TRUE) for field in plain + checked])
         self.obligations: Obligations = _join_alone(rule)
         self.path_params: PathParams | Literal[""] = rule.with_.path_params or ""
 
@@ -182,8 +181,10 @@ def _check_window(field: str, window: Window) -> Check:
     return Check(field, lambda facts: judge_window(window, facts.now))
 
 
-def _plain_fields(match: Match) -> list[str]:
+def _plain_fields(rule: Rule) -> list[str]:
+    match = rule.match
     named = {
+        "who": rule.who,
         "match.host": match.hosts,
         "match.scheme": match.schemes,
         "match.port": match.ports,
@@ -191,6 +192,7 @@ def _plain_fields(match: Match) -> list[str]:
         "match.path": match.paths,
         "match.websocket": match.websocket or None,
         "match.body": match.body or None,
+        "match.dest_ip": match.dest_ip,
     }
     return [field for field, value in named.items() if value is not None]
 

@@ -47,9 +47,25 @@ def decide(
     no-rule-matched, path-not-canonical, method-override, rule-conflict, internal-error.
     """
     try:
-        return _decide(request, principal, policy_set, addresses, now, observe)
+        return _decide(request, principal, policy_set, addresses, now, observe)[0]
     except Exception:  # noqa: BLE001  the belt under every bug: threats B14, A19
         return _fail(policy_set)
+
+
+def decide_with_tally(
+    request: Request,
+    principal: Principal,
+    policy_set: PolicySet,
+    *,
+    addresses: tuple[Address, ...],
+    now: datetime,
+    observe: bool = False,
+) -> tuple[Decision, Tally | None, Facts]:
+    """`decide`, with what it was made from, for `explain`. None: no rule was asked."""
+    try:
+        return _decide(request, principal, policy_set, addresses, now, observe)
+    except Exception:  # noqa: BLE001  as above
+        return _fail(policy_set), None, Facts(request, addresses, now)
 
 
 def screen(
@@ -81,19 +97,19 @@ def _decide(
     addresses: tuple[Address, ...],
     now: datetime,
     observe: bool,
-) -> Decision:
+) -> tuple[Decision, Tally | None, Facts]:
+    facts = Facts(request, _add_literal(request.host, addresses), now)
     agent = policy_set.agents.get(principal.agent)
     if agent is None:
-        return _deny("agent-unknown", policy_set)
+        return _deny("agent-unknown", policy_set), None, facts
     if request.method not in METHODS:
-        return _deny("method-not-allowed", policy_set)
-    facts = Facts(request, _add_literal(request.host, addresses), now)
+        return _deny("method-not-allowed", policy_set), None, facts
     tally = gather(request, agent, policy_set, facts)
     if tally.denies:
-        return _deny_by_rules(tally, policy_set)
+        return _deny_by_rules(tally, policy_set), tally, facts
     if tally.allows:
-        return _grant(request, principal, agent, policy_set, tally)
-    return _refuse(request, policy_set, tally, facts, observe)
+        return _grant(request, principal, agent, policy_set, tally), tally, facts
+    return _refuse(request, policy_set, tally, facts, observe), tally, facts
 
 
 def _screen(

@@ -88,6 +88,18 @@ class CredentialStore:
         self._refresh()
         return self._problem
 
+    def create(self) -> bool:
+        """Write a file without credentials where there is none. Was there none?
+
+        Raises:
+            CredentialsUnusable: the file cannot be read or written.
+        """
+        with self._locked():
+            if self._path.exists():
+                return False
+            self._write(())
+        return True
+
     def match(self, agent: str, token: str) -> Credential | None:
         """The credential of this agent whose token this is, whatever its standing; None if wrong.
 

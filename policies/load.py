@@ -28,6 +28,12 @@ _TOKEN = re.compile(r"\*[^\s,\[\]{}#]*")
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 _FRAMES = (yaml.StreamStartEvent, yaml.StreamEndEvent, yaml.DocumentEndEvent)
+_DEPTH_CHANGES = {
+    yaml.SequenceStartEvent: 1,
+    yaml.MappingStartEvent: 1,
+    yaml.SequenceEndEvent: -1,
+    yaml.MappingEndEvent: -1,
+}
 type _Marked = yaml.ScalarEvent | yaml.CollectionStartEvent
 
 
@@ -75,7 +81,7 @@ class _Composer:
             return None
         for _ in range(_ALIAS_REPAIRS_MAX + 1):
             try:
-                return list(yaml.parse(text, Loader=yaml.CSafeLoader))
+                return self._collect(text)
             except yaml.MarkedYAMLError as error:
                 repaired = self._repair(text, error)
                 if repaired is None:
@@ -88,6 +94,19 @@ class _Composer:
                 )
                 return None
         return None
+
+    def _collect(self, text: str) -> list[yaml.Event] | None:
+        """The events, or None at the bound on depth: libyaml's time grows with its square."""
+        events: list[yaml.Event] = []
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+            events.append(event)
+            depth += _DEPTH_CHANGES.get(type(event), 0)
+            if depth > DEPTH_MAX:
+                problem = f"nested deeper than {DEPTH_MAX} levels"
+                self.report(_place(event), "AP001", problem, "see docs/policy.md for the shape")
+                return None
+        return events
 
     def _repair(self, text: str, error: yaml.MarkedYAMLError) -> str | None:
         """AP002: put a letter of the same width over an unquoted `*`, and remember the place."""
@@ -127,12 +146,12 @@ class _Composer:
                 if event.version or event.tags:
                     self.report(place, "AP005", "a `%` directive is not allowed", "remove it")
             elif not isinstance(event, _FRAMES):
-                root = self.node(event, events, 0)
+                root = self.node(event, events)
         if root is None or root.kind == "null":
             return Node("map", 1, 1)
         return root
 
-    def node(self, event: yaml.Event, events: Iterator[yaml.Event], depth: int) -> Node:
+    def node(self, event: yaml.Event, events: Iterator[yaml.Event]) -> Node:
         """The node that starts with `event`."""
         line, column = _place(event)
         if isinstance(event, yaml.ScalarEvent):
@@ -144,24 +163,18 @@ class _Composer:
         if not isinstance(event, yaml.CollectionStartEvent):
             raise ContractBroken(f"the parser gave {type(event).__name__} where a value begins")
         marked = self.marked(event, line, column) if event.anchor or event.tag else None
-        if depth >= DEPTH_MAX:
-            if depth == DEPTH_MAX:
-                problem = f"nested deeper than {DEPTH_MAX} levels"
-                self.report((line, column), "AP001", problem, "see docs/policy.md for the shape")
-            skip(events)
-            return Node("broken", line, column)
         if isinstance(event, yaml.SequenceStartEvent):
             node = Node("list", line, column)
             for inner in events:
                 if isinstance(inner, yaml.SequenceEndEvent):
                     break
-                node.items.append(self.node(inner, events, depth + 1))
+                node.items.append(self.node(inner, events))
         else:
             node = Node("map", line, column)
-            self.mapping(node, events, depth + 1)
+            self.mapping(node, events)
         return marked or node
 
-    def mapping(self, node: Node, events: Iterator[yaml.Event], depth: int) -> None:
+    def mapping(self, node: Node, events: Iterator[yaml.Event]) -> None:
         """Fill `node` with the pairs up to the end of the map."""
         pairs, keys = node.pairs, node.keys
         for event in events:
@@ -169,8 +182,8 @@ class _Composer:
                 return
             line, column = _place(event)
             if not isinstance(event, yaml.ScalarEvent):
-                self.node(event, events, depth)
-                self.node(next(events), events, depth)
+                self.node(event, events)
+                self.node(next(events), events)
                 if not isinstance(event, yaml.AliasEvent):
                     problem = "a key must be plain text, not a list or a map"
                     self.report((line, column), "AP001", problem, "did you forget quotes?")
@@ -180,7 +193,7 @@ class _Composer:
                 problem = f"a key is longer than {_KEY_CHARS_MAX} characters"
                 self.report((line, column), "AP007", problem, "did you forget the `: ` after it?")
             usable = self.key(event, line, column)
-            value = self.node(next(events), events, depth)
+            value = self.node(next(events), events)
             if key in pairs:
                 first = keys[key]
                 problem = f"duplicate key `{key}`, first given in line {first[0]}"
@@ -245,14 +258,3 @@ class _Composer:
             problem = f"an unquoted `{word}` is read as an alias"
             self.report((line, column), "AP002", problem, f'write "{word}"')
         return Node("broken", line, column)
-
-
-def skip(events: Iterator[yaml.Event]) -> None:
-    """Read over the rest of a map or list whose start was just taken."""
-    depth = 1
-    while depth:
-        event = next(events)
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1

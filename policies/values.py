@@ -33,6 +33,7 @@ _SUGGEST_FROM_MAX = 1000
 _ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 _AMOUNT = re.compile(r"([0-9]{1,16}) ?([A-Za-zµ]*)")
 _TIME = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])|24:00")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _BYTES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BYTES |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -218,10 +219,10 @@ def read_moment(value: Any) -> datetime:
     """A date or a date with time; without an offset it is wall clock of `defaults.timezone`."""
     text = value if isinstance(value, str) else ""
     try:
-        if len(text) == len("2026-11-01"):
+        if _DATE.fullmatch(text):
             day = date.fromisoformat(text)
             return datetime(day.year, day.month, day.day)  # noqa: DTZ001  the zone is the file's
-        if len(text) >= len("2026-11-01T08:00") and text[10] == "T" and text[4] == "-":
+        if _DATE.fullmatch(text[:10]) and text[10] == "T" and ":" in text[11:]:
             return datetime.fromisoformat(text)
     except ValueError:
         pass

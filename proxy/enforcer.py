@@ -1,9 +1,11 @@
-"""Performs the effects of exchanges: looks up, reserves, records, and hands the verdict to an adapter.
+"""Performs the effects of exchanges: looks up, reserves, records, and hands the verdict to an
+adapter.
 
     adapter --open(call)--> Exchange --judge--> Admitted | Refused      (awaited, bounded)
     adapter --advance(exchange, event)--> reason to cut, or None        (never awaits)
 
-Rule 1: whatever goes wrong here becomes `Failed`, which the exchange turns into a denial. There is no path from an
+Rule 1: whatever goes wrong here becomes `Failed`, which the exchange turns into a denial.
+        There is no path from an
         exception to `Admitted`.
 Rule 2: every await has a deadline. Only a DNS look-up may outlast `hook_deadline_s`.
 Rule 3: a decision is durable before its verdict leaves this file; an outcome is queued.
@@ -12,29 +14,33 @@ Rule 3: a decision is durable before its verdict leaves this file; an outcome is
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 import structlog
 
-from audit.record import Event as AuditEvent
-from audit.writer import LogUnavailable
-from policies.canonical import RawHead, Refusal, canonicalise_authority, canonicalise_request
+from audit.denials import DenialBudget
+from audit.writer import LogUnavailable, wall_clock
 from policies.ledger import Ledger, LedgerUnavailable
-from policies.model import Address, ContractBroken, Principal, Request, Scheme
+from policies.model import Address, ContractBroken, Request, Verdict
 from policies.policy_set import PolicySet
 from policies.rate import RateLimiter
+from proxy.call import SEEN_BYTES_MAX, Call, describe_target, find_authorization, read_call
 from proxy.denial import Denial, deny
 from proxy.destination import DnsFailed, Resolver
-from proxy.exchange import (
+from proxy.exchange import Exchange
+from proxy.identity import CredentialStore, IdentityRefusal, identify
+from proxy.metrics import Metrics
+from proxy.recording import AuditEvent, describe_decision, describe_outcome
+from proxy.settings import Settings
+from proxy.vocabulary import (
     Close,
     DecisionRecord,
     Deny,
     Effect,
     Event,
-    Exchange,
     Failed,
     Forward,
     Head,
@@ -47,17 +53,10 @@ from proxy.exchange import (
     Resolved,
     Stage,
     StoreRecord,
-    Target,
     Ticket,
 )
-from proxy.identity import CredentialStore, IdentityRefusal, identify
-from proxy.metrics import Metrics
-from proxy.recording import describe_decision, describe_outcome
-from proxy.settings import Settings
 
 log = structlog.get_logger()
-
-SEEN_BYTES_MAX = 4096  # of a refused target that a record may show
 
 
 class Recorder(Protocol):
@@ -79,33 +78,6 @@ class Generation:
     refusal: str = ""  # a reason that denies everything: "policy-stale"
 
 
-@dataclass(slots=True)
-class Tunnel:
-    """What a CONNECT fixed for everything inside it."""
-
-    host: str
-    port: int
-    authorization: tuple[bytes, ...]
-    refusal: str = ""  # not "": nothing inside may pass; it is only told why
-
-
-@dataclass(slots=True)
-class Call:
-    """One message head as it came off the wire, with what the connection knows."""
-
-    stage: Stage
-    client: str
-    head: RawHead
-    scheme: Scheme | None = None  # None: CONNECT, or absolute form outside a tunnel
-    tunnel: Tunnel | None = None
-    sni: str | None = None
-    tls: bool = False
-    body: bool = False
-    body_length: int | None = None
-    standing_peer: Callable[[str, int, Scheme], tuple[Address, int] | None] | None = None
-    refusal: tuple[str, str] | None = None  # reason and detail the adapter already knows
-
-
 @dataclass(frozen=True, slots=True)
 class Admitted:
     """Go ahead: with exactly this request and ticket (both None for CONNECT)."""
@@ -117,7 +89,8 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Answer this; nothing has left. `halting` marks answers that must not be softened by explain_denials."""
+    """Answer this; nothing has left. `halting` marks answers that must not be softened by
+    explain_denials."""
 
     exchange: Exchange
     denial: Denial
@@ -131,11 +104,9 @@ class _Run:
     client: str
     started: float
     serial: int
-    sni: str = ""
     upstream_started: float = 0.0
-    addresses: tuple[Address, ...] = ()
+    resolving: bool = False
     denial: Denial | None = None
-    release: list[str] = field(default_factory=list)
 
 
 class Enforcer:
@@ -151,7 +122,10 @@ class Enforcer:
         resolver: Resolver,
         credentials: CredentialStore,
         metrics: Metrics,
-        own_ports: Callable[[Address, int], bool] = lambda _address, _port: False,
+        denials: DenialBudget,
+        quiet: bool = False,
+        now: Callable[[], datetime] = wall_clock,
+        owns: Callable[[Address, int], bool] = lambda _address, _port: False,
     ) -> None:
         self.settings = settings
         self.generation = generation
@@ -160,7 +134,10 @@ class Enforcer:
         self.resolver = resolver
         self.credentials = credentials
         self.metrics = metrics
-        self.own_ports = own_ports
+        self.owns = owns
+        self._denials = denials
+        self._now = now
+        self._quiet = quiet  # the self-test's exchanges are not news
         self.draining = False
         self._rates = RateLimiter()
         self._runs: dict[str, _Run] = {}
@@ -173,14 +150,15 @@ class Enforcer:
         exchange = Exchange(
             secrets.token_hex(16), call.stage, generation.policy_set, observe=generation.observe
         )
-        self._runs[exchange.id] = _Run(call.client, time.monotonic(), generation.serial, call.sni or "")
+        self._runs[exchange.id] = _Run(call.client, time.monotonic(), generation.serial)
         return exchange
 
     async def judge(self, exchange: Exchange, call: Call) -> Admitted | Refused:
         """The verdict, recorded. Ends within `hook_deadline_s`, not counting a DNS look-up.
 
         Raises:
-            CancelledError, KeyboardInterrupt, SystemExit: only where this task itself is being ended;
+            CancelledError, KeyboardInterrupt, SystemExit: only where this task itself is being
+            ended;
                 the exchange was abandoned first.
         """
         try:
@@ -199,7 +177,9 @@ class Enforcer:
         if not isinstance(error, LogUnavailable):
             self.count_fault("exchange", error)
         try:
-            effects = exchange.handle(Failed(reason, queued=queued and reason != "audit-unavailable"))
+            effects = exchange.handle(
+                Failed(reason, queued=queued and reason != "audit-unavailable")
+            )
             for _ in range(8):
                 answer = None
                 for effect in effects:
@@ -207,14 +187,15 @@ class Enforcer:
                 if not isinstance(answer, Event):
                     break
                 effects = exchange.handle(answer)
-        except Exception as second:  # noqa: BLE001  the last net: counted, and the answer below still denies
+        except Exception as second:  # noqa: BLE001  the last net; the answer denies
             self.count_fault("abandon", second)
         run = self._runs.pop(exchange.id, None)
         denial = run.denial if run is not None else None
         return Refused(exchange, denial or deny(reason, decision_id=exchange.id))
 
     def advance(self, exchange: Exchange, event: Event) -> str | None:
-        """Feed an event of the running stream. Returns a reason to cut it, or None; never raises an Exception."""
+        """Feed an event of the running stream. Returns a reason to cut it, or None; never raises an
+        Exception."""
         try:
             cut = None
             for effect in exchange.handle(event):
@@ -230,12 +211,22 @@ class Enforcer:
     def record_malformed(self, client: str, why: str, seen: bytes) -> None:
         """Record a message that could not be parsed (no exchange exists for those)."""
         self.metrics.safely(lambda m: m.count_request("", "deny", "malformed"))
-        log.info("malformed", client=client, why=why)
-        event = {"kind": "malformed", "client": client, "why": why, "bytes": seen[:SEEN_BYTES_MAX]}
-        try:
-            self.recorder.submit(event)
-        except LogUnavailable as error:
-            self.metrics.safely(lambda m: m.failed(error.code))
+        if not self._quiet:
+            log.info("malformed", client=client, why=why)
+        event: dict[str, object] = {
+            "kind": "malformed",
+            "client": client,
+            "why": why,
+            "bytes": len(seen),
+        }
+        if seen:
+            event["head"] = seen[:SEEN_BYTES_MAX].decode("latin-1")
+        self._submit(event)
+
+    def is_resolving(self, exchange: Exchange | None) -> bool:
+        """Whether the exchange waits for DNS, the one thing that may outlast `hook_deadline_s`."""
+        run = self._runs.get(exchange.id) if exchange is not None else None
+        return run is not None and run.resolving
 
     @property
     def open_exchanges(self) -> int:
@@ -254,8 +245,7 @@ class Enforcer:
             for effect in effects:
                 answer = await self._perform(exchange, call, effect, deadline) or answer
             if isinstance(answer, Admitted | Refused):
-                elapsed = time.perf_counter() - began
-                self.metrics.safely(lambda m: m.observe_decision(elapsed))
+                self._observe_decision(time.perf_counter() - began)
                 return answer
             if answer is None:
                 raise ContractBroken("an effect without an answer")
@@ -272,7 +262,7 @@ class Enforcer:
             case StoreRecord(DecisionRecord() as record):
                 await self._store(exchange, record)
                 generation = self.generation
-                return RecordStored(generation.policy_set, datetime.now(UTC))
+                return RecordStored(generation.policy_set, self._now())
             case Forward(decision, request, ticket):
                 self._count(exchange, "allow", decision.reason)
                 if exchange.stage is Stage.CONNECT:
@@ -294,10 +284,13 @@ class Enforcer:
                 end(exchange.id)
             case StoreRecord(OutcomeRecord() as record):
                 self._submit(describe_outcome(exchange.id, record, self._elapsed_ms(exchange)))
-                self._finish(exchange, record.status, "allow", record.error or record.cut or "allowed")
+                self._finish(
+                    exchange, record.status, "allow", record.error or record.cut or "allowed"
+                )
             case StoreRecord(DecisionRecord() as record):
-                self._submit(self._describe(exchange, record))
-                return RecordStored(self.generation.policy_set, datetime.now(UTC))
+                if self._is_recorded_singly(record):
+                    self._submit(self._describe(exchange, record))
+                return RecordStored(self.generation.policy_set, self._now())
             case Deny():
                 self._deny(exchange, effect)
             case Close():
@@ -312,21 +305,24 @@ class Enforcer:
         scheme = exchange.request.scheme if exchange.request else "https"
         standing = call.standing_peer(host, port, scheme) if call.standing_peer else None
         if standing is not None:
-            return Resolved((standing[0],), datetime.now(UTC), standing[1])
+            return Resolved((standing[0],), self._now(), standing[1])
         loop = asyncio.get_running_loop()
         left = max(0.05, (deadline.when() or 0.0) - loop.time())
         deadline.reschedule(loop.time() + self.settings.dns_timeout_s + 0.5)
+        run = self._runs[exchange.id]
+        run.resolving = True
         answer = await self.resolver.resolve(host, port)
+        run.resolving = False
         deadline.reschedule(loop.time() + left)
         if isinstance(answer, DnsFailed):
             return Failed("dns-failed", answer.why)
-        own = [a for a in answer.addresses if self.own_ports(a, answer.dial_port)]
+        own = [a for a in answer.addresses if self.owns(a, answer.dial_port)]
         if own:
             return Failed("address-not-public", "the destination is this proxy itself")
-        return Resolved(answer.addresses, datetime.now(UTC), answer.dial_port)
+        return Resolved(answer.addresses, self._now(), answer.dial_port)
 
     async def _reserve(self, exchange: Exchange, effect: Reserve) -> Event:
-        rates = self.generation.policy_set.rates
+        rates = exchange.policy_set.rates
         uses = effect.decision.obligations.rates
         if uses:
             wait_ms = self._rates.admit(uses, rates, int(time.monotonic() * 1000))
@@ -340,7 +336,17 @@ class Enforcer:
         return LedgerAnswered()
 
     async def _store(self, exchange: Exchange, record: DecisionRecord) -> None:
-        await self.recorder.store(self._describe(exchange, record))
+        if self._is_recorded_singly(record):
+            await self.recorder.store(self._describe(exchange, record))
+            self.metrics.safely(lambda m: m.count_record("decision"))
+
+    def _is_recorded_singly(self, record: DecisionRecord) -> bool:
+        """Whether this record is written, or only counted: a flood of denials must not fill the
+        disk."""
+        if record.decision.verdict is Verdict.ALLOW:
+            return True
+        agent = record.principal.agent if record.principal else ""
+        return self._denials.admit(agent, record.decision.reason, time.monotonic())
 
     def _describe(self, exchange: Exchange, record: DecisionRecord) -> AuditEvent:
         run = self._runs[exchange.id]
@@ -350,12 +356,12 @@ class Enforcer:
             record,
             client=run.client,
             serial=run.serial,
-            observe=self.generation.observe,
         )
 
     def _submit(self, event: AuditEvent) -> None:
         try:
             self.recorder.submit(event)
+            self.metrics.safely(lambda m: m.count_record(str(event["kind"])))
         except LogUnavailable as error:
             code = error.code
             self.metrics.safely(lambda m: m.failed(code))
@@ -380,45 +386,25 @@ class Enforcer:
     # --- reading a head
 
     def _read_head(self, call: Call) -> Head:
-        now = datetime.now(UTC)
+        now = self._now()
         generation = self.generation
-        target = _target_of(call)
-        authorization = call.tunnel.authorization if call.tunnel else _authorization(call.head)
+        target = describe_target(call)
+        authorization = call.tunnel.authorization if call.tunnel else find_authorization(call.head)
         caller = identify(authorization, call.client, generation.policy_set, self.credentials, now)
         if isinstance(caller, IdentityRefusal):
-            return Head(target, None, None, now, caller.reason)
+            return Head(target, None, None, now, caller.reason, caller.detail)
         if self.draining:
             return Head(target, caller, None, now, "draining")
         if generation.refusal:
             return Head(target, caller, None, now, generation.refusal)
         if call.refusal is not None:
             return Head(target, caller, None, now, *call.refusal)
-        return self._read_request(call, caller, target, now)
-
-    def _read_request(self, call: Call, caller: Principal, target: Target, now: datetime) -> Head:
-        if call.stage is Stage.CONNECT:
-            named = canonicalise_authority(call.head.target, None)
-            if isinstance(named, Refusal):
-                return Head(target, caller, None, now, named.reason, named.detail)
-            return Head(_named(target, *named), caller, None, now)
-        request = canonicalise_request(
-            call.head,
-            scheme=call.scheme,
-            host=call.tunnel.host if call.tunnel else None,
-            port=call.tunnel.port if call.tunnel else None,
-            body=call.body,
-            body_length=call.body_length,
-        )
-        if isinstance(request, Refusal):
-            return Head(target, caller, None, now, request.reason, request.detail)
-        target = _named(target, request.host, request.port, request)
-        if call.tunnel is not None and call.tunnel.refusal:
-            return Head(target, caller, request, now, call.tunnel.refusal)
-        if call.tls and call.tunnel is not None and not _sni_matches(call.sni, call.tunnel.host):
-            return Head(target, caller, request, now, "host-mismatch", "SNI is not the tunnel's host")
-        return Head(target, caller, request, now)
+        return read_call(call, caller, target, now)
 
     # --- counting; never changes a verdict
+
+    def _observe_decision(self, seconds: float) -> None:
+        self.metrics.safely(lambda m: m.observe_decision(seconds))
 
     def _elapsed_ms(self, exchange: Exchange) -> int:
         run = self._runs.get(exchange.id)
@@ -440,6 +426,8 @@ class Enforcer:
         if run.upstream_started:
             upstream_s = time.monotonic() - run.upstream_started
             self.metrics.safely(lambda m: m.observe_upstream(upstream_s))
+        if self._quiet:
+            return
         log.info(
             "exchange",
             decision=exchange.id,
@@ -478,41 +466,3 @@ def _reason_of(error: BaseException) -> str:
             return "contract-broken"
         case _:
             return "internal-error"
-
-
-def _authorization(head: RawHead) -> tuple[bytes, ...]:
-    return tuple(value for name, value in head.headers if name.lower() == b"proxy-authorization")
-
-
-def _sni_matches(sni: str | None, host: str) -> bool:
-    """RFC 6066 forbids SNI for IP literals; everywhere else it must be there and equal."""
-    if sni is None:
-        return ":" in host or host.replace(".", "").isdigit()
-    return sni.lower().rstrip(".") == host
-
-
-def _target_of(call: Call) -> Target:
-    """What the record shows of a head that may still be refused: raw, bounded, made printable by the log."""
-    seen = call.head.target[:SEEN_BYTES_MAX].decode("latin-1")
-    method = call.head.method[:32].decode("latin-1")
-    scheme = call.scheme or ""
-    if call.tunnel is not None:
-        return Target(method, call.tunnel.host, call.tunnel.port, scheme, seen.partition("?")[0], (), call.sni or "")
-    if call.stage is Stage.CONNECT:
-        return Target(method, host=seen[:255])
-    return Target(method, path=seen.partition("?")[0])
-
-
-def _named(target: Target, host: str, port: int, request: Request | None = None) -> Target:
-    if request is None:
-        return Target(target.method, host, port, sni=target.sni)
-    keys = tuple(dict.fromkeys(key for key, _ in request.query_pairs))
-    types = [value for name, value in request.headers if name == "content-type"]
-    return Target(
-        request.method, host, port, request.scheme, request.path, keys, target.sni, types[0] if types else ""
-    )
-
-
-def describe_call(call: Call) -> Mapping[str, object]:
-    """For log lines about a call that has no exchange yet."""
-    return {"client": call.client, "stage": call.stage.value}

@@ -1,10 +1,11 @@
 """The life of one exchange. PURE: events in, effects out; no I/O, no clock, no mitmproxy.
 
-    Head -> screen -> Resolve -> decide -> Reserve -> StoreRecord(decision) -> Forward -> … -> StoreRecord(outcome)
-                |                   |          |               |
-                +---- refused ------+----------+-- Failed -----+--> StoreRecord(decision: deny) -> Deny
+    Head -> screen -> Resolve -> decide -> Reserve -> StoreRecord(allow) -> Forward -> … -> outcome
+               |                    |         |             |
+               +----- refused ------+---------+-- Failed ---+--> StoreRecord(deny) -> Deny
 
-Rules of this file (each is a `ContractBroken` check here and a property in tests/properties/test_exchange_laws.py):
+Rules of this file (each is a `ContractBroken` check here and a property in
+tests/properties/test_exchange_laws.py):
 
 L1  Forward only after an allow.
 L2  Forward only after the record of that allow is stored.
@@ -13,234 +14,44 @@ L4  Each reservation ends in exactly one settlement or void.
 L5  The log only grows: one decision per exchange, at most one outcome, the decision first.
 L6  No credential enters: the head arrives without Proxy-* fields, records take names, never values.
 
-Whoever performs the effects (proxy/enforcer.py) answers each with exactly one event. An adapter (proxy/mitm) only
-ever acts on Forward, Deny and Close.
+Whoever performs the effects (proxy/enforcer.py) answers each with exactly one event. An adapter
+(proxy/mitm) only ever acts on Forward, Deny and Close.
 """
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime
 from enum import Enum
 from typing import Any
 
+from policies.canonical import RawHead, format_head, strip_request_params
 from policies.engine import decide, screen
 from policies.model import Address, ContractBroken, Decision, Principal, Request, Verdict, Would
 from policies.policy_set import PolicySet
-
-
-class Stage(Enum):
-    """Which message is judged (audit.md section 1, `stage`)."""
-
-    CONNECT = "connect"
-    REQUEST = "request"
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What was asked for, as the record tells it: present even where the request was refused unparsed."""
-
-    method: str
-    host: str = ""
-    port: int = 0
-    scheme: str = ""
-    path: str = ""
-    query_keys: tuple[str, ...] = ()
-    sni: str = ""
-    content_type: str = ""
-
-
-# --- events -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A message head arrived: who asks (or why nobody), and the canonical request (or why there is none).
-
-    `refusal` is a code of policies/reasons.py; `detail` goes to the record only.
-    """
-
-    target: Target
-    principal: Principal | None
-    request: Request | None  # None for CONNECT, and where `refusal` is set
-    now: datetime
-    refusal: str = ""
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """Every address the one look-up gave (or the peer of the connection that will be reused).
-
-    `dial_port` differs from the requested port only where the operator pinned one (`--resolve`); rules judge the
-    requested port.
-    """
-
-    addresses: tuple[Address, ...]
-    now: datetime
-    dial_port: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerAnswered:
-    """The reservation was made whole (`refusal` empty), or nothing was held."""
-
-    refusal: str = ""
-    retry_after_ms: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RecordStored:
-    """The record asked for is durable. `policy_set` is the one in force *now*, for the re-check."""
-
-    policy_set: PolicySet
-    now: datetime
-    halted: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class RequestSent:
-    """`count_bytes` of the request were handed to the upstream connection: of its `body`, or of its head."""
-
-    count_bytes: int
-    body: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class ResponseHead:
-    """The upstream answered. `length_bytes` is its Content-Length, None where unknown."""
-
-    status: int
-    count_bytes: int
-    length_bytes: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class ResponseReceived:
-    """`count_bytes` of the response body, or of WebSocket payload towards the client, arrived."""
-
-    count_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class ResponseEnd:
-    """Both messages are complete, or the WebSocket was closed in order."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """Anything that went wrong, in whatever step. `queued`: the record asked for may still become durable."""
-
-    reason: str
-    detail: str = ""
-    queued: bool = False
-
-
-Event = (
-    Head
-    | Resolved
-    | LedgerAnswered
-    | RecordStored
-    | RequestSent
-    | ResponseHead
-    | ResponseReceived
-    | ResponseEnd
-    | Failed
+from proxy.vocabulary import (
+    Close,
+    DecisionRecord,
+    Deny,
+    Effect,
+    Event,
+    Failed,
+    Forward,
+    Head,
+    LedgerAnswered,
+    OutcomeRecord,
+    RecordStored,
+    Release,
+    RequestSent,
+    Reserve,
+    Resolve,
+    Resolved,
+    ResponseEnd,
+    ResponseHead,
+    ResponseReceived,
+    Stage,
+    StoreRecord,
+    Target,
+    Ticket,
 )
-
-
-# --- effects ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Resolve:
-    """Look the destination up once and vet nothing yet."""
-
-    host: str
-    port: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reserve:
-    """Hold what the request may spend: rates and (from the budgets issue on) accounts; all or none."""
-
-    decision: Decision
-    request: Request
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """End the reservation: settle it (something was sent) or void it (nothing left)."""
-
-    settle: bool
-
-
-@dataclass(frozen=True, slots=True)
-class DecisionRecord:
-    """The write-ahead record: what recording.py turns into an audit event."""
-
-    target: Target
-    principal: Principal | None
-    request: Request | None
-    decision: Decision
-    addresses: tuple[Address, ...]
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class OutcomeRecord:
-    """How an allowed request ended."""
-
-    status: int | None
-    bytes_out: int
-    bytes_in: int
-    cut: str
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class StoreRecord:
-    """Append a record. A decision is awaited until durable; an outcome is only queued."""
-
-    record: DecisionRecord | OutcomeRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """Permission to send exactly one request, to exactly these addresses. Only the exchange issues it."""
-
-    decision_id: str
-    digest: bytes
-    addresses: tuple[Address, ...]
-    dial_port: int
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """Send the request (or open the tunnel, for CONNECT: then there is no ticket)."""
-
-    decision: Decision
-    request: Request | None
-    ticket: Ticket | None
-
-
-@dataclass(frozen=True, slots=True)
-class Deny:
-    """Refuse the request; nothing of it has left."""
-
-    reason: str
-    decision: Decision
-    retry_after_ms: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Cut a stream that is under way."""
-
-    reason: str
-
-
-Effect = Resolve | Reserve | Release | StoreRecord | Forward | Deny | Close
 
 
 class State(Enum):
@@ -255,41 +66,22 @@ class State(Enum):
     DONE = "done"
 
 
-def wire_headers(request: Request) -> tuple[tuple[str, str], ...]:
-    """The header fields that go upstream over HTTP/1.1, in order: what the ticket's digest covers.
-
-    Framing and upgrade fields are rebuilt from facts here, never copied from the client (RFC 9112 section 6.3).
-    """
-    default_port = 443 if request.scheme == "https" else 80
-    host = f"[{request.host}]" if ":" in request.host else request.host
-    authority = host if request.port == default_port else f"{host}:{request.port}"
-    framing: tuple[tuple[str, str], ...] = ()
-    if request.websocket:
-        framing = (("connection", "Upgrade"), ("upgrade", "websocket"))
-    elif request.body and request.body_length is None:
-        framing = (("transfer-encoding", "chunked"),)
-    return (("host", authority), *request.headers, *framing)
-
-
-def digest_request(
-    scheme: str, host: str, port: int, method: str, target: str, headers: tuple[tuple[str, str], ...]
-) -> bytes:
+def digest_head(scheme: str, host: str, port: int, head: RawHead) -> bytes:
     """SHA-256 over everything that decides what the upstream will do with the head.
 
-    Lengths are not needed: no field may hold NUL or LF (policies/canonical.py), which separate them here.
+    Lengths are not needed: no field may hold NUL or LF (policies/canonical.py), which separate
+    them here.
     """
-    parts = [f"{scheme}\n{host}\n{port}\n{method}\n{target}"]
-    parts += [f"{name}\0{value}" for name, value in headers]
-    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).digest()
-
-
-def format_target(request: Request) -> str:
-    """Origin-form of the request target (RFC 9112 section 3.2.1)."""
-    return request.path if request.query is None else f"{request.path}?{request.query}"
+    digest = hashlib.sha256(f"{scheme}\n{host}\n{port}\n".encode())
+    digest.update(head.method + b"\n" + head.target)
+    for name, value in head.headers:
+        digest.update(b"\n" + name + b"\0" + value)
+    return digest.digest()
 
 
 class Exchange:
-    """One exchange. `handle` is total: an event that does not fit the state is a broken contract."""
+    """One exchange. `handle` is total: an event that does not fit the state is a broken
+    contract."""
 
     def __init__(
         self, decision_id: str, stage: Stage, policy_set: PolicySet, *, observe: bool = False
@@ -380,6 +172,8 @@ class Exchange:
         limit = decision.obligations.max_request_bytes
         if limit is not None and (request.body_length or 0) > limit:
             return self._deny("request-too-large", decision.rules)
+        if request.path_params and decision.obligations.path_params == "strip":
+            request = self.request = strip_request_params(request)
         self.decision = decision
         self.state = State.RESERVING
         self._reserved = True
@@ -397,12 +191,14 @@ class Exchange:
         changed = self._recheck(event)
         if changed:
             self.state = State.DONE
-            return [*self._release(settle=False), *self._outcome(403, changed), self._refuse(changed)]
+            return [
+                *self._release(settle=False),
+                *self._outcome(403, changed),
+                self._refuse(changed),
+            ]
         ticket = None
         if self.request is not None:
-            ticket = Ticket(
-                self.id, ticket_digest(self.request), self._addresses, self._dial_port
-            )
+            ticket = Ticket(self.id, ticket_digest(self.request), self._addresses, self._dial_port)
         return [self._forward(ticket)]
 
     def _on_deny_stored(self, _event: RecordStored) -> list[Effect]:
@@ -411,7 +207,8 @@ class Exchange:
         return [Deny(decision.reason, decision, decision.retry_after_ms)]
 
     def _recheck(self, event: RecordStored) -> str:
-        """Halt and policy generation, after the record and before the first byte (policy.md 2.1)."""
+        """Halt and policy generation, after the record and before the first byte (policy.md
+        2.1)."""
         if event.halted:
             return "halted"
         if event.policy_set is self.policy_set or self.principal is None:
@@ -537,9 +334,7 @@ class Exchange:
         self._outcomes += 1
         if self._outcomes > 1:
             raise ContractBroken("L5: a second outcome in one exchange")
-        return [
-            StoreRecord(OutcomeRecord(status, self.bytes_out, self.bytes_in, self._cut, error))
-        ]
+        return [StoreRecord(OutcomeRecord(status, self.bytes_out, self.bytes_in, self._cut, error))]
 
     def _release(self, *, settle: bool) -> list[Effect]:
         if not self._reserved:
@@ -574,15 +369,9 @@ class Exchange:
 
 
 def ticket_digest(request: Request) -> bytes:
-    """The digest a ticket for `request` carries; the adapter recomputes it from what it is about to send."""
-    return digest_request(
-        request.scheme,
-        request.host,
-        request.port,
-        request.method,
-        format_target(request),
-        wire_headers(request),
-    )
+    """The digest a ticket for `request` carries; the adapter recomputes it from what it is about to
+    send."""
+    return digest_head(request.scheme, request.host, request.port, format_head(request))
 
 
 def _observed(screened: Decision) -> Decision:

@@ -1,7 +1,8 @@
 """What of an upstream's answer reaches the agent. PURE.
 
-Hop-by-hop fields end here (RFC 9110 section 7.6.1); so do fields that would send the agent round us (Alt-Svc) or
-make it hand its proxy credential to an origin (Proxy-*, 407: threats.md H7). Framing is rebuilt, never copied.
+Hop-by-hop fields end here (RFC 9110 section 7.6.1); so do fields that would send the agent round
+us (Alt-Svc) or make it hand its proxy credential to an origin (Proxy-*, 407: threats.md H7).
+Framing is rebuilt, never copied.
 """
 
 from dataclasses import dataclass
@@ -43,7 +44,9 @@ def prepare_answer(
         if not websocket:
             return "upgrade-unapproved"
         kept = _strip(headers)
-        return Answer(101, (*kept, (b"connection", b"Upgrade"), (b"upgrade", b"websocket")), bodiless=True)
+        return Answer(
+            101, (*kept, (b"connection", b"Upgrade"), (b"upgrade", b"websocket")), bodiless=True
+        )
     if status < 200:
         return "upstream-protocol"
     kept = _strip(headers)

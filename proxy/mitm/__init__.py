@@ -8,5 +8,6 @@
     websocket.py  frames, metered as they pass
     ca.py tls.py options.py gates.py  certificates, TLS settings, frozen options, start-up gates
 
-mitmproxy's addon manager is not used at all (docs/adr/0004-no-addons.md): a hook that raises there lets the flow go on.
+mitmproxy's addon manager is not used at all (docs/adr/0004-no-addons.md): a hook that raises there
+lets the flow go on.
 """

@@ -1,12 +1,13 @@
 """The certificate authority agents trust: one EC P-256 key, leaves minted per exact host.
 
-The CA certificate (`ca.pem`) is what agents get; its key (`ca.key`, 0600) never leaves the state directory
-(threats.md J9). Leaves share one key for the life of the process: minting then costs one signature.
+The CA certificate (`ca.pem`) is what agents get; its key (`ca.key`, 0600) never leaves the state
+directory (threats.md J9). Leaves share one key for the life of the process: minting then costs one
+signature.
 """
 
 import os
 from collections import OrderedDict
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -132,7 +133,8 @@ class LeafMint:
             san = x509.IPAddress(ip_address(host))
         except ValueError:
             san = x509.DNSName(host)
-        # A common name holds at most 64 characters (X.520); the subject alternative name is what counts.
+        # A common name holds at most 64 characters (X.520); the subject alternative name is what
+        # counts.
         subject = [x509.NameAttribute(NameOID.COMMON_NAME, host)] if len(host) <= 64 else []
         authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         return (

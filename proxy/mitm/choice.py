@@ -1,16 +1,18 @@
-"""What is spoken inside a tunnel. TLS and HTTP/1 go on; everything else ends here, recorded (threats.md D1, D2, D5, D10).
+"""What is spoken inside a tunnel. TLS and HTTP/1 go on; everything else ends here, recorded
+(threats.md D1, D2, D5, D10).
 
-There is no raw relay at all: not for port 53, not after an odd ALPN, not for a second TLS inside the first.
+There is no raw relay at all: not for port 53, not after an odd ALPN, not for a second TLS inside
+the first.
 """
 
 import re
 
+from mitmproxy.net.tls import starts_like_tls_record
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.tls import ClientTLSLayer
-from mitmproxy.net.tls import starts_like_tls_record
 
-from proxy.enforcer import Tunnel
+from proxy.call import Tunnel
 from proxy.mitm.layers import GatedHttpLayer
 from proxy.mitm.session import session_of
 

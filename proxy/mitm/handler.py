@@ -1,12 +1,15 @@
-"""The fail-closed choke point: one per client connection. Everything mitmproxy would do to the outside passes here.
+"""The fail-closed choke point: one per client connection. Everything mitmproxy would do to the
+outside passes here.
 
 mitmproxy swallows exceptions in three places and lets the flow go on (house.md 2.4). So here
 
-1. a hook that raises, hangs or is unknown poisons its subject: the request is denied, the connection closed;
+1. a hook that raises, hangs or is unknown poisons its subject: the request is denied, the
+   connection closed;
 2. a layer that crashes closes both sides, with an answer if one is owed, and leaves a record;
 3. `open_connection` dials only the addresses of a ticket, and looks again at whom it reached;
 4. no byte goes to an upstream connection that was not dialled under a ticket;
-5. closing a client connection lets what was sent arrive: FIN first, then the rest of its input is thrown away.
+5. closing a client connection lets what was sent arrive: FIN first, then the rest of its input
+   is thrown away.
 """
 
 import asyncio
@@ -27,14 +30,13 @@ from mitmproxy.proxy.server import ConnectionHandler, ConnectionIO
 
 from policies.model import ContractBroken
 from proxy.denial import LAST_RESORT
-from proxy.enforcer import Refused
-from proxy.exchange import Stage, Ticket
+from proxy.enforcer import Enforcer
 from proxy.mitm.choice import choose_layer
+from proxy.mitm.dial import dial, explain_failure
 from proxy.mitm.layers import GatedHttpLayer
 from proxy.mitm.session import Caller, MintBound, Session
 from proxy.mitm.stream import Judge
 from proxy.mitm.tls import Originator, Terminator
-from proxy.enforcer import Enforcer
 
 log = structlog.get_logger()
 
@@ -123,7 +125,8 @@ class Handler(ConnectionHandler):
                 raise
 
     async def _bounded_judge(self, run: Hook, hook: Judge) -> None:
-        """The enforcer bounds itself, letting only DNS outlast its deadline; this is the net below it."""
+        """The enforcer bounds itself, letting only DNS outlast its deadline; this is the net below
+        it."""
         settings = self.session.settings
         task = asyncio.ensure_future(run(hook))
         done, _ = await asyncio.wait({task}, timeout=settings.hook_deadline_s + _NET_S)
@@ -135,7 +138,8 @@ class Handler(ConnectionHandler):
         await task
 
     def poison(self, hook: commands.StartHook, error: BaseException) -> None:
-        """Make sure that nothing is forwarded because of a hook that failed; never raises an Exception."""
+        """Make sure that nothing is forwarded because of a hook that failed; never raises an
+        Exception."""
         self.enforcer.count_fault(f"hook-{hook.name}", error)
         try:
             if isinstance(hook, Judge):
@@ -226,7 +230,8 @@ class Handler(ConnectionHandler):
     # --- the event loop of one connection
 
     async def server_event(self, event: events.Event) -> None:
-        """Feed one event to the layers and carry out what they ask for. Never raises an Exception."""
+        """Feed one event to the layers and carry out what they ask for. Never raises an
+        Exception."""
         self._pending.append(event)
         if self._dispatching:
             return  # an eager task came back while its cause is still being carried out
@@ -243,9 +248,9 @@ class Handler(ConnectionHandler):
     def _dispatch(self, event: events.Event) -> None:
         if self._crashed:
             return
-        if self._lingering and isinstance(event, events.ConnectionEvent):
-            if event.connection is self.client:
-                return
+        from_client = isinstance(event, events.ConnectionEvent) and event.connection is self.client
+        if self._lingering and from_client:
+            return
         for command in self.layer.handle_event(event):
             self._carry_out(command)
 
@@ -284,7 +289,7 @@ class Handler(ConnectionHandler):
         if io is None or io.writer is None or (self._lingering and connection is self.client):
             return  # closed in the meantime
         if not io.writer.is_closing():
-            io.writer.write(command.data)  # type: ignore[union-attr]
+            io.writer.write(command.data)
 
     async def hook_task(self, hook: commands.StartHook) -> None:
         """Run a hook and report it done."""
@@ -336,17 +341,17 @@ class Handler(ConnectionHandler):
         self.session.awaiting_answer = False
         connection = self.session.client_tls
         if connection is None:
-            io.writer.write(LAST_RESORT)  # type: ignore[union-attr]
+            io.writer.write(LAST_RESORT)
         elif connection.get_alpn_proto_negotiated() != b"h2":
             connection.sendall(LAST_RESORT)
-            io.writer.write(connection.bio_read(65_535))  # type: ignore[union-attr]
+            io.writer.write(connection.bio_read(65_535))
 
     def _turn_away(self, reason: str) -> None:
         """Refuse a connection before anything was read."""
         self.session.record_malformed(reason, b"")
         io = self.transports.get(self.client)
         if io is not None and io.writer is not None:
-            io.writer.write(LAST_RESORT)  # type: ignore[union-attr]
+            io.writer.write(LAST_RESORT)
         self.client.error = reason
 
     # --- connections
@@ -358,9 +363,9 @@ class Handler(ConnectionHandler):
         try:
             if ticket is None:
                 raise ContractBroken("L1: dialling without a ticket")
-            reader, writer = await self._dial(ticket)
+            reader, writer = await dial(ticket, self.session.settings.connect_timeout_s)
         except BaseException as error:
-            reason = _dial_reason(error)
+            reason = explain_failure(error)
             server.error = reason
             self.transports.pop(server, None)
             await self.server_event(events.OpenConnectionCompleted(command, reason))
@@ -383,31 +388,10 @@ class Handler(ConnectionHandler):
             bound.cancel()
 
     def _end_handshake(self, server: Server) -> None:
-        """An upstream that accepts and then does not finish TLS would hold the request for ever (F14)."""
+        """An upstream that accepts and then does not finish TLS would hold the request for ever
+        (F14)."""
         if server.tls and not server.tls_established and server in self.transports:
             self.close_connection(server)
-
-    async def _dial(self, ticket: Ticket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Try the vetted addresses in order, within one deadline.
-
-        Raises:
-            TimeoutError, OSError: none could be reached.
-            ContractBroken: the peer is not the address that was dialled (A26).
-        """
-        last: OSError = OSError("no address")
-        async with asyncio.timeout(self.session.settings.connect_timeout_s):
-            for address in ticket.addresses:
-                try:
-                    reader, writer = await asyncio.open_connection(str(address), ticket.dial_port)
-                except OSError as error:
-                    last = error
-                    continue
-                peer = writer.get_extra_info("peername")
-                if ip_address(peer[0].partition("%")[0]) != address:
-                    writer.close()
-                    raise ContractBroken("the peer is not the vetted address")
-                return reader, writer
-        raise last
 
     async def handle_connection(self, connection: Connection) -> None:
         """Read until the end, then let half-closed connections finish."""
@@ -457,7 +441,8 @@ class Handler(ConnectionHandler):
             await self.drain_writers()
 
     def close_connection(self, connection: Connection, half_close: bool = False) -> None:
-        """Close; the client's side lingers so that the answer is not lost to a reset (RFC 9112 section 9.6)."""
+        """Close; the client's side lingers so that the answer is not lost to a reset (RFC 9112
+        section 9.6)."""
         io = self.transports.get(connection)
         if io is None:
             return
@@ -489,7 +474,8 @@ class Handler(ConnectionHandler):
             io.handler.cancel("lingered")
 
     def cut(self, reason: str) -> None:
-        """End this connection from outside: a drain that is over, a policy that no longer allows it."""
+        """End this connection from outside: a drain that is over, a policy that no longer allows
+        it."""
         self.session.end(reason)
         for connection in list(self.transports):
             if connection is not self.client:
@@ -499,17 +485,5 @@ class Handler(ConnectionHandler):
             io.handler.cancel(reason)
 
     def log(self, *_args: object, **_keywords: object) -> None:
-        """mitmproxy's own connection log: agents' bytes may be in it, and our exchange lines say more."""
-
-
-def _dial_reason(error: BaseException) -> str:
-    match error:
-        case TimeoutError():
-            return "upstream-timeout"
-        case ContractBroken():
-            return "contract-broken"
-        case _:
-            return "upstream-unreachable"
-
-
-__all__ = ["Handler", "Refused", "Stage"]
+        """mitmproxy's own connection log: agents' bytes may be in it, and our exchange lines say
+        more."""

@@ -1,32 +1,37 @@
-"""HTTP on one client connection: which stream a message belongs to, and which upstream connection it may use.
+"""HTTP on one client connection: which stream a message belongs to, and which upstream connection
+it may use.
 
-Only connections that were dialled under a ticket exist here, and a request may reuse one only where its own ticket
-names the very address that is at the other end: what was judged is what is reached, also on a warm connection.
+Only connections that were dialled under a ticket exist here, and a request may reuse one only where
+its own ticket
+names the very address that is at the other end: what was judged is what is reached, also on a warm
+connection.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from mitmproxy.connection import Connection, Server
+from mitmproxy.connection import Server
 from mitmproxy.proxy import commands, events, layer, tunnel
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import (
     GetHttpConnection,
     GetHttpConnectionCompleted,
-    HTTPMode,
     HttpLayer,
+    HTTPMode,
     RegisterHttpConnection,
 )
 from mitmproxy.proxy.layers.tls import ServerTLSLayer
 from mitmproxy.proxy.utils import expect
 
 from policies.model import Address, Scheme
-from proxy.enforcer import Tunnel
-from proxy.exchange import Ticket
+from proxy.call import Tunnel
 from proxy.mitm.session import session_of
 from proxy.mitm.wire1 import StrictHttp1Client, StrictHttp1Server
 from proxy.mitm.wire2 import StrictHttp2Client, StrictHttp2Server
+from proxy.vocabulary import (
+    Ticket,
+)
 
 
 @dataclass
@@ -42,7 +47,9 @@ class Dial(GetHttpConnection):
 class GatedHttpLayer(HttpLayer):
     """mitmproxy's HTTP layer with our streams, our wire layers and our rule for reuse."""
 
-    def __init__(self, context: Context, tunnel: Tunnel | None = None, *, tls: bool = False) -> None:
+    def __init__(
+        self, context: Context, tunnel: Tunnel | None = None, *, tls: bool = False
+    ) -> None:
         super().__init__(context, HTTPMode.transparent if tunnel else HTTPMode.regular)
         self.tunnel = tunnel
         self.tls = tls
@@ -65,16 +72,17 @@ class GatedHttpLayer(HttpLayer):
     def standing_peer(self, host: str, port: int, scheme: Scheme) -> tuple[Address, int] | None:
         """Address and port of a live connection that a request to this destination would reuse."""
         for connection in self.connections:
-            if self._is_reusable(connection, (host, port), tls=scheme == "https"):
-                ticket = self.session.tickets.get(connection)  # type: ignore[arg-type]
+            if isinstance(connection, Server) and self._is_reusable(
+                connection, (host, port), tls=scheme == "https"
+            ):
+                ticket = self.session.tickets.get(connection)
                 if ticket is not None and connection.peername:
                     return ip_address(connection.peername[0].partition("%")[0]), ticket.dial_port
         return None
 
-    def _is_reusable(self, connection: Connection, address: tuple[str, int], *, tls: bool) -> bool:
+    def _is_reusable(self, connection: Server, address: tuple[str, int], *, tls: bool) -> bool:
         return (
-            isinstance(connection, Server)
-            and connection.address == address
+            connection.address == address
             and connection.tls is tls
             and connection.connected
             and not connection.error
@@ -86,7 +94,8 @@ class GatedHttpLayer(HttpLayer):
     def get_connection(
         self, event: GetHttpConnection, *, reuse: bool = True
     ) -> layer.CommandGenerator[None]:
-        """A connection under the command's ticket: a standing one to a vetted address, or a new one."""
+        """A connection under the command's ticket: a standing one to a vetted address, or a new
+        one."""
         ticket = event.ticket if isinstance(event, Dial) else None
         if ticket is None:
             stream = self.command_sources.pop(event)
@@ -149,6 +158,6 @@ class GatedHttpClient(layer.Layer):
             http2 = self.context.server.alpn == b"h2"
             client = StrictHttp2Client if http2 else StrictHttp1Client
             child = client(self.context)
-            self._handle_event = child.handle_event  # type: ignore[method-assign]
+            self._handle_event = child.handle_event
             yield from self._handle_event(event)
         yield RegisterHttpConnection(self.context.server, err)

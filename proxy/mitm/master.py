@@ -1,6 +1,7 @@
 """Accepts agents' connections, bounds and counts them, and drains them when told to stop.
 
-Not mitmproxy's Master: that one brings an addon manager, a command surface, hot reload and global state, each a way
+Not mitmproxy's Master: that one brings an addon manager, a command surface, hot reload and global
+state, each a way
 round (threats.md A5, A7, A22, A23). What is left is a listening socket and a set of handlers.
 """
 
@@ -8,18 +9,22 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
+from ipaddress import ip_address
 
 import structlog
 from mitmproxy.options import Options
 
+from audit.writer import wall_clock
 from policies.model import Address
 from proxy.denial import LAST_RESORT
+from proxy.destination import is_own
 from proxy.enforcer import Enforcer
 from proxy.mitm.handler import Handler
 from proxy.mitm.options import compare_options
 from proxy.mitm.session import MintBound
 from proxy.mitm.tls import Originator, Terminator
+from proxy.settings import Endpoint
 
 log = structlog.get_logger()
 
@@ -38,7 +43,7 @@ class Master:
         options: Options,
         *,
         http2: bool,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),  # noqa: TID251  the one clock of the adapter
+        now: Callable[[], datetime] = wall_clock,
     ) -> None:
         self.enforcer = enforcer
         self._terminator = terminator
@@ -61,7 +66,9 @@ class Master:
         """
         compare_options(self._options, http2=self._http2)
         if isinstance(endpoints, socket.socket):
-            self._server = await asyncio.start_server(self._accept, sock=endpoints, backlog=_BACKLOG)
+            self._server = await asyncio.start_server(
+                self._accept, sock=endpoints, backlog=_BACKLOG
+            )
         else:
             host, port = endpoints
             self._server = await asyncio.start_server(self._accept, host, port, backlog=_BACKLOG)
@@ -78,11 +85,7 @@ class Master:
         """Whether a connection to `address`:`port` would come back to this listener (F7)."""
         if self._server is None:
             return False
-        for listening in self._server.sockets:
-            bound = listening.getsockname()
-            if bound[1] == port and (bound[0] in ("0.0.0.0", "::", str(address)) or address.is_loopback):
-                return True
-        return False
+        return is_own(address, port, [_endpoint(s.getsockname()) for s in self._server.sockets])
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -103,13 +106,11 @@ class Master:
                 now=self._now,
             )
             self._handlers[task] = handler
-            self._gauge()
             await handler.handle_client()
         except Exception as error:  # noqa: BLE001  one connection's end is not the server's
             self.enforcer.count_fault("accept", error)
         finally:
             self._handlers.pop(task, None)
-            self._gauge()
             with contextlib.suppress(OSError, RuntimeError):
                 writer.close()
 
@@ -117,9 +118,6 @@ class Master:
         peer = writer.get_extra_info("peername") or ("",)
         self.enforcer.record_malformed(str(peer[0]), "overloaded", b"")
         writer.write(LAST_RESORT)
-
-    def _gauge(self) -> None:
-        self.enforcer.metrics.safely(lambda m: m.set_connections(len(self._handlers)))
 
     async def _compare_for_ever(self) -> None:
         while True:
@@ -152,3 +150,7 @@ class Master:
         self.cut(lambda _handler: True, "draining")
         while self._handlers and loop.time() < until + 2.0:
             await asyncio.sleep(0.02)
+
+
+def _endpoint(bound: tuple[str, int]) -> Endpoint:
+    return Endpoint(ip_address(bound[0].partition("%")[0]), bound[1])

@@ -1,6 +1,8 @@
-"""mitmproxy's options, set once and compared with a golden map before the port opens and every minute after.
+"""mitmproxy's options, set once and compared with a golden map before the port opens and every
+minute after.
 
-One flipped option turns inspection off (threats.md J1-J3), so there is no file, flag or variable that reaches them.
+One flipped option turns inspection off (threats.md J1-J3), so there is no file, flag or variable
+that reaches them.
 """
 
 from collections.abc import Sequence
@@ -57,12 +59,13 @@ class OptionsTampered(RuntimeError):  # noqa: N818  named after the failure
 
 
 def freeze_options(*, idle_timeout_s: int, http2: bool) -> Options:
-    """Options for every connection handler. `http2` is off where an unsafe h2 is installed (gates.py)."""
+    """Options for every connection handler. `http2` is off where an unsafe h2 is installed
+    (gates.py)."""
     options = Options()
     present = set(options.keys())
     for name, kind in _OWN:
         if name not in present:
-            options.add_option(name, kind, GOLDEN[name], "")  # type: ignore[arg-type]
+            options.add_option(name, kind, GOLDEN[name], "")
     known = set(options.keys())
     options.update(**{name: value for name, value in GOLDEN.items() if name in known})
     options.update(http2=http2, tcp_timeout=idle_timeout_s)
@@ -75,4 +78,6 @@ def compare_options(options: Options, *, http2: bool) -> None:
     known = set(options.keys())
     for name, value in expected.items():
         if name in known and getattr(options, name) != value:
-            raise OptionsTampered(f"mitmproxy option `{name}` is {getattr(options, name)!r}, not {value!r}")
+            raise OptionsTampered(
+                f"mitmproxy option `{name}` is {getattr(options, name)!r}, not {value!r}"
+            )

@@ -1,4 +1,5 @@
-"""What the layers of one client connection share: the way to the enforcer, and the tickets under which it dialled."""
+"""What the layers of one client connection share: the way to the enforcer, and the tickets under
+which it dialled."""
 
 from collections.abc import Callable, MutableMapping
 from datetime import datetime
@@ -9,9 +10,13 @@ from mitmproxy.proxy.context import Context
 from OpenSSL import SSL
 
 from proxy.enforcer import Enforcer
-from proxy.exchange import Exchange, Failed, Ticket
+from proxy.exchange import Exchange
 from proxy.mitm.tls import Originator, Terminator
 from proxy.settings import Settings
+from proxy.vocabulary import (
+    Failed,
+    Ticket,
+)
 
 
 class Session:
@@ -33,11 +38,14 @@ class Session:
         self.client = client
         self.now = now
         self.minted = minted
-        # weak: a layer may still hold a connection that is closed, and bytes for it are dropped, not a breach
+        # weak: a layer may still hold a connection that is closed, and bytes for it are dropped,
+        # not a breach
         self.tickets: MutableMapping[Server, Ticket] = WeakKeyDictionary()
         self.exchanges: dict[str, Exchange] = {}
         self.client_tls: SSL.Connection | None = None
-        self.awaiting_answer = False  # an HTTP/1 request was read and no answer head was written yet
+        self.awaiting_answer = (
+            False  # an HTTP/1 request was read and no answer head was written yet
+        )
         self.ended = False
 
     @property
@@ -58,7 +66,8 @@ class Session:
 
 
 class MintBound:
-    """How many denied host names an agent may have certificates minted for: explaining must not cost us memory."""
+    """How many denied host names an agent may have certificates minted for: explaining must not
+    cost us memory."""
 
     def __init__(self, names_max: int = 64) -> None:
         self._names_max = names_max

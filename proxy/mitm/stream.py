@@ -1,9 +1,11 @@
-"""One exchange on mitmproxy's HTTP layer: the wire's events go to the enforcer, its verdict to the wire.
+"""One exchange on mitmproxy's HTTP layer: the wire's events go to the enforcer, its verdict to the
+wire.
 
     head -> Judge (the one hook) -> Refusal
-                                 -> Dial(ticket) -> head upstream -> bodies both ways, chunk by chunk -> end
+                                 -> Dial(ticket) -> head upstream -> bodies both ways -> end
 
-Nothing is held back: bodies stream in both directions as they come. Nothing leaves before `Judge` answered with a
+Nothing is held back: bodies stream in both directions as they come. Nothing leaves before `Judge`
+answered with a
 ticket, and the wire layer checks that ticket again against the very head it is about to send.
 """
 
@@ -15,7 +17,7 @@ from typing import Any
 from mitmproxy import http
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers.http._base import SendHttp
+from mitmproxy.proxy.layers.http import DropStream, SendHttp
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
     RequestData,
@@ -28,31 +30,32 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseProtocolError,
     ResponseTrailers,
 )
-from mitmproxy.proxy.layers.http import DropStream
 
-from policies.canonical import RawHead
+from policies.canonical import format_head
 from policies.model import ContractBroken, Request, Scheme
 from policies.reasons import REASONS
-from proxy.denial import LAST_RESORT_RENDERED, Rendered, deny, render, render_connect
-from proxy.enforcer import Admitted, Call, Refused, Tunnel
-from proxy.exchange import (
+from proxy.call import Call, Tunnel, find_authorization
+from proxy.denial import Denial, Rendered, deny, render
+from proxy.enforcer import Admitted, Refused
+from proxy.exchange import Exchange
+from proxy.mitm.layers import Dial, GatedHttpLayer
+from proxy.mitm.session import session_of
+from proxy.mitm.websocket import WebSocketRelay
+from proxy.mitm.wire1 import Continue, ReceivedHead, Refusal, TicketedHead
+from proxy.response import count_head_bytes, prepare_answer
+from proxy.vocabulary import (
     Event,
-    Exchange,
     Failed,
     RequestSent,
     ResponseEnd,
     ResponseHead,
     ResponseReceived,
     Stage,
-    format_target,
-    wire_headers,
 )
-from proxy.mitm.layers import Dial, GatedHttpLayer
-from proxy.mitm.session import session_of
-from proxy.mitm.websocket import WebSocketRelay
-from proxy.mitm.wire1 import Continue, ReceivedHead, Refusal, TicketedHead
-from proxy.response import count_head_bytes, prepare_answer
 
+LAST_RESORT_RENDERED = render(
+    deny("internal-error", decision_id=""), accept="", content_type="", method="GET"
+)
 _EXPLAIN_WAIT_S = 2.0  # for the ClientHello of a tunnel that is only explained (SPEC section 3)
 
 
@@ -117,20 +120,18 @@ class Stream(layer.Layer):
 
     def _describe(self, event: ReceivedHead) -> Call:
         tunnel, tls = self.parent.tunnel, self.parent.tls
-        connect = event.method == b"CONNECT" and tunnel is None
+        connect = event.raw.method == b"CONNECT" and tunnel is None
         scheme: Scheme | None = None
         if tunnel is not None:
             scheme = "https" if tls else "http"
         return Call(
             Stage.CONNECT if connect else Stage.REQUEST,
             self.session.client,
-            RawHead(event.method, event.target, event.fields),
+            event.raw,
             scheme=scheme,
             tunnel=tunnel,
             sni=self.context.client.sni if tls else None,
             tls=tls,
-            body=event.body,
-            body_length=event.body_length,
             standing_peer=self.parent.standing_peer,
         )
 
@@ -149,7 +150,7 @@ class Stream(layer.Layer):
             yield from self._fail(_upstream_reason(err, request))
             return
         self.context.server = connection
-        if event.body and _expects_continue(event):
+        if not event.end_stream and _field(event, b"expect").lower() == "100-continue":
             yield SendHttp(Continue(self.stream_id), self.context.client)
         head = _wire_request(request)
         size = count_head_bytes(
@@ -162,7 +163,8 @@ class Stream(layer.Layer):
         yield commands.RequestWakeup(self.session.settings.first_byte_timeout_s)
 
     def _on_wakeup(self, _event: events.Wakeup) -> layer.CommandGenerator[None]:
-        """The first byte of the answer is overdue, unless the request itself is still being sent."""
+        """The first byte of the answer is overdue, unless the request itself is still being
+        sent."""
         if self._response_started:
             return
         if self._request_ended:
@@ -193,12 +195,12 @@ class Stream(layer.Layer):
         if request is None or head is None:
             raise ContractBroken("a response before a request")
         response = event.response
-        client = "2" if self.context.client.alpn == b"h2" else "1.0" if head.http10 else "1.1"
+
         answer = prepare_answer(
             response.status_code,
             response.headers.fields,
             method=request.method,
-            client=client,  # type: ignore[arg-type]
+            client=head.raw.version,
             websocket=request.websocket,
         )
         if isinstance(answer, str):
@@ -298,20 +300,18 @@ class Stream(layer.Layer):
         self._finish()
         yield DropStream(self.stream_id)
 
-    def _render(self, denial: Any) -> Rendered:
+    def _render(self, denial: Denial) -> Rendered:
         """The denial for this client; the constant one where rendering fails (A19)."""
         try:
             head = self._head
             if head is None:
                 return LAST_RESORT_RENDERED
             http2 = self.context.client.alpn == b"h2"
-            if self.call is not None and self.call.stage is Stage.CONNECT:
-                return render_connect(denial)
             return render(
                 denial,
                 accept=_field(head, b"accept"),
                 content_type=_field(head, b"content-type"),
-                method=head.method.decode("latin-1"),
+                method=head.raw.method.decode("latin-1"),
                 http2=http2,
             )
         except Exception as error:  # noqa: BLE001  the constant still denies; counted
@@ -339,9 +339,9 @@ class Stream(layer.Layer):
         exchange = self.exchange
         if exchange is None or self._head is None:
             raise ContractBroken("a tunnel without an exchange")
-        values = tuple(v for n, v in self._head.fields if n.lower() == b"proxy-authorization")
         target = exchange.target
-        self.tunnel = Tunnel(target.host, target.port, values, refusal)
+        authorization = find_authorization(self._head.raw)
+        self.tunnel = Tunnel(target.host, target.port, authorization, refusal)
         self.context.server.address = (target.host, target.port)
         self.session.exchanges.pop(exchange.id, None)
         self._child = layer.NextLayer(self.context)
@@ -413,16 +413,16 @@ _STEPS: dict[type, Any] = {
 
 
 def _wire_request(request: Request) -> http.Request:
-    fields = tuple((n.encode("latin-1"), v.encode("latin-1")) for n, v in wire_headers(request))
+    head = format_head(request)
     return http.Request(
         host=request.host,
         port=request.port,
-        method=request.method.encode("ascii"),
+        method=head.method,
         scheme=request.scheme.encode("ascii"),
         authority=b"",
-        path=format_target(request).encode("ascii"),
+        path=head.target,
         http_version=b"HTTP/1.1",
-        headers=http.Headers(fields),
+        headers=http.Headers(head.headers),
         content=None,
         trailers=None,
         timestamp_start=0.0,
@@ -430,12 +430,8 @@ def _wire_request(request: Request) -> http.Request:
     )
 
 
-def _expects_continue(head: ReceivedHead) -> bool:
-    return _field(head, b"expect").lower() == "100-continue"
-
-
 def _field(head: ReceivedHead, name: bytes) -> str:
-    for key, value in head.fields:
+    for key, value in head.raw.headers:
         if key.lower() == name:
             return value.decode("latin-1")
     return ""

@@ -1,8 +1,9 @@
 """TLS settings of both sides, and nothing that an option could loosen.
 
-Towards the client: a leaf for the CONNECT host (never for the SNI), TLS >= 1.2, ALPN h2 or http/1.1.
-Towards the upstream: the name of the ticket is SNI and must be in the certificate (RFC 9525), verified against the
-system's roots and `--upstream-ca` together; there is no way to switch verification off.
+Towards the client: a leaf for the CONNECT host (never for the SNI), TLS >= 1.2, ALPN h2 or
+http/1.1. Towards the upstream: the name of the ticket is SNI and must be in the certificate (RFC
+9525), verified against the system's roots and `--upstream-ca` together; there is no way to switch
+verification off.
 """
 
 import os
@@ -20,7 +21,9 @@ from proxy.mitm.ca import LeafMint
 _CONTEXTS_MAX = 512
 _CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"  # TLS 1.2; forward secret and authenticated only
 # Partial wildcards and matching on the subject are refused (RFC 9525 sections 6.3 and 2).
-_HOST_FLAGS = 0x4 | 0x20  # X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
+_HOST_FLAGS = (
+    0x4 | 0x20
+)  # X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
 
 
 class Terminator:
@@ -52,7 +55,9 @@ class Terminator:
         context.set_alpn_select_callback(self._select_protocol)
         return context
 
-    def _select_protocol(self, _connection: SSL.Connection, offers: list[bytes]) -> object:
+    def _select_protocol(
+        self, _connection: SSL.Connection, offers: list[bytes]
+    ) -> bytes | SSL._NoOverlappingProtocols:
         known = (b"h2", b"http/1.1") if self._http2 else (b"http/1.1",)
         for offer in offers:
             if offer in known:
@@ -103,7 +108,11 @@ def _hardened(method: int) -> SSL.Context:
 
 def _system_bundle() -> str:
     """The system's roots where there are any, else certifi's."""
-    for path in (os.environ.get("SSL_CERT_FILE"), "/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/cert.pem"):
+    for path in (
+        os.environ.get("SSL_CERT_FILE"),
+        "/etc/ssl/certs/ca-certificates.crt",
+        "/etc/ssl/cert.pem",
+    ):
         if path and Path(path).is_file():
             return path
     return certifi.where()

@@ -1,22 +1,30 @@
 """WebSocket frames (RFC 6455), passed on as they come and metered, never collected into messages.
 
-Rule 1: only data frames and the close code cross. Pings and pongs are answered here: their payload and the close
+Rule 1: only data frames and the close code cross. Pings and pongs are answered here: their
+        payload and the close
         reason would be a channel nobody meters (threats.md D7).
 Rule 2: no extension was negotiated (the handshake offers none), so what is counted is what is sent.
 Rule 3: a frame larger than the limit, or a protocol error, closes both sides.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import wsproto.events
-import wsproto.frame_protocol
 from mitmproxy.connection import Connection
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
-from wsproto import ConnectionType
-from wsproto.utilities import LocalProtocolError
+from wsproto.connection import Connection as FrameConnection
+from wsproto.connection import ConnectionType
+from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
-from proxy.exchange import Event, Failed, RequestSent, ResponseEnd, ResponseReceived
+from proxy.vocabulary import (
+    Event,
+    Failed,
+    RequestSent,
+    ResponseEnd,
+    ResponseReceived,
+)
 
 _TOO_BIG = 1009
 _POLICY_VIOLATION = 1008
@@ -30,17 +38,17 @@ class WebSocketRelay(layer.Layer):
         super().__init__(context)
         self._advance = advance
         # Each is our end of one connection: a server to the client, a client to the server.
-        self._ends: dict[Connection, wsproto.Connection] = {}
+        self._ends: dict[Connection, FrameConnection] = {}
         self._over = False
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, events.Start):
             self._ends = {
-                self.context.client: wsproto.Connection(ConnectionType.SERVER),
-                self.context.server: wsproto.Connection(ConnectionType.CLIENT),
+                self.context.client: FrameConnection(ConnectionType.SERVER),
+                self.context.server: FrameConnection(ConnectionType.CLIENT),
             }
             return
-        if self._over or not isinstance(event, events.ConnectionEvent):
+        if self._over or not isinstance(event, events.DataReceived | events.ConnectionClosed):
             return
         data = event.data if isinstance(event, events.DataReceived) else None
         if data is None:
@@ -50,10 +58,9 @@ class WebSocketRelay(layer.Layer):
         try:
             source.receive_data(data)
             for frame in source.events():
-                yield from self._relay(event.connection, frame)
-                if self._over:
-                    return
-        except wsproto.utilities.RemoteProtocolError:
+                if not self._over:
+                    yield from self._relay(event.connection, frame)
+        except RemoteProtocolError:
             yield from self._end("upstream-protocol")
 
     def _relay(
@@ -73,7 +80,7 @@ class WebSocketRelay(layer.Layer):
                 yield from self._end("upstream-protocol")
 
     def _relay_data(
-        self, origin: Connection, peer: Connection, frame: wsproto.events.Message
+        self, origin: Connection, peer: Connection, frame: wsproto.events.Message[Any]
     ) -> layer.CommandGenerator[None]:
         size = len(frame.data.encode()) if isinstance(frame.data, str) else len(frame.data)
         count = RequestSent(size) if self._is_client(origin) else ResponseReceived(size)

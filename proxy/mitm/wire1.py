@@ -1,11 +1,13 @@
 """HTTP/1.1 bytes, read strictly in both directions (RFC 9112), on mitmproxy's connection layers.
 
-mitmproxy's own readers accept bare LF, odd white space, folded fields and heads without end, answer errors with
+mitmproxy's own readers accept bare LF, odd white space, folded fields and heads without end, answer
+errors with
 pages that name its version, hold a denial back until the whole body was read, and crash on trailers
 (house.md 2.4). Everything they would do with a head is replaced here; bodies keep h11's readers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import h11
 from mitmproxy import http
@@ -27,11 +29,15 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseTrailers,
 )
 
+from policies.canonical import RawHead
 from policies.model import ContractBroken
 from proxy.denial import BAD_REQUEST, Rendered
-from proxy.exchange import Ticket, digest_request
+from proxy.exchange import digest_head
 from proxy.head import HeadError, RequestHead, framing, read_request_head, read_response_head
 from proxy.mitm.session import session_of
+from proxy.vocabulary import (
+    Ticket,
+)
 
 _HEAD_END = b"\r\n\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -42,12 +48,7 @@ _SEEN_BYTES = 512  # of a malformed message that its record shows
 class ReceivedHead(RequestHeaders):
     """A request head as it came off the wire, beside mitmproxy's own view of it."""
 
-    method: bytes = b""
-    target: bytes = b""
-    fields: tuple[tuple[bytes, bytes], ...] = ()
-    body: bool = False
-    body_length: int | None = None
-    http10: bool = False
+    raw: RawHead = field(default_factory=lambda: RawHead(b"", b"", ()))
 
 
 @dataclass
@@ -79,12 +80,9 @@ def check_ticket(event: RequestHeaders) -> None:
     if ticket is None:
         raise ContractBroken("L1: a request head without a ticket")
     request = event.request
-    fields = tuple(
-        (name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.fields
-    )
-    digest = digest_request(
-        request.scheme, request.host, request.port, request.method, request.path, fields
-    )
+    data = request.data
+    head = RawHead(data.method, data.path, tuple(request.headers.fields))
+    digest = digest_head(request.scheme, request.host, request.port, head)
     if digest != ticket.digest:
         raise ContractBroken("L1: the request is not the one its ticket was issued for")
 
@@ -161,10 +159,8 @@ class StrictHttp1Server(_http1.Http1Server):
         self._session.awaiting_answer = True
         has_body = kind == "chunked" or length > 0
         received = ReceivedHead(self.stream_id, self.request, end_stream=not has_body)
-        received.method, received.target, received.fields = head.method, head.target, head.headers
-        received.body = has_body
-        received.body_length = None if kind == "chunked" else length
-        received.http10 = head.version == b"HTTP/1.0"
+        version: Literal["1.0", "1.1"] = "1.0" if head.version == b"HTTP/1.0" else "1.1"
+        received.raw = RawHead(head.method, head.target, head.headers, version)
         yield ReceiveHttp(received)
         self.body_reader = _http1.make_body_reader(None if kind == "chunked" else length)
         if self.state == self.read_headers:  # not yet closed by an answer
@@ -172,7 +168,8 @@ class StrictHttp1Server(_http1.Http1Server):
             yield from self.state(event)
 
     def read_body(self, event: events.Event) -> CommandGenerator[None]:
-        """As mitmproxy's, but what it cannot read is answered, and trailers do not crash the layer (C12)."""
+        """As mitmproxy's, but what it cannot read is answered, and trailers do not crash the layer
+        (C12)."""
         while True:
             try:
                 if isinstance(event, events.DataReceived):
@@ -249,7 +246,8 @@ class StrictHttp1Client(_http1.Http1Client):
         yield from super().send(event)
 
     def read_headers(self, event: events.ConnectionEvent) -> CommandGenerator[None]:
-        """Read one response head; interim responses are dropped (C22), anything unclear ends the connection."""
+        """Read one response head; interim responses are dropped (C22), anything unclear ends the
+        connection."""
         if not isinstance(event, events.DataReceived) or self.request is None:
             yield from super().read_headers(event)
             return

@@ -1,4 +1,5 @@
-"""HTTP/2 frames (RFC 9113) on mitmproxy's connection layers: strict heads, bounded buffers, recorded violations."""
+"""HTTP/2 frames (RFC 9113) on mitmproxy's connection layers: strict heads, bounded buffers,
+recorded violations."""
 
 import h2.events
 import h2.exceptions
@@ -14,6 +15,7 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseProtocolError,
 )
 
+from policies.canonical import RawHead
 from proxy.mitm.session import session_of
 from proxy.mitm.wire1 import Continue, ReceivedHead, Refusal, check_ticket
 
@@ -88,17 +90,21 @@ class StrictHttp2Server(_http2.Http2Server):
         )
         self.streams[event.stream_id] = _http2.StreamState.HEADERS_RECEIVED
         ended = bool(event.stream_ended)
-        lengths = [value for name, value in fields if name == b"content-length"]
-        length = int(lengths[0]) if len(lengths) == 1 and lengths[0].isdigit() else None
         received = ReceivedHead(event.stream_id, request, end_stream=ended)
-        received.method, received.target = pseudo[b":method"], pseudo[b":path"]
-        received.fields = ((b"host", pseudo[b":authority"]), *fields)
-        received.body, received.body_length = not ended, 0 if ended else length
+        received.raw = RawHead(
+            pseudo[b":method"],
+            pseudo[b":path"],
+            tuple(fields),
+            "2",
+            authority=pseudo[b":authority"],
+            ends_stream=ended,
+        )
         yield ReceiveHttp(received)
         return False
 
     def _refuse(self, event: Refusal) -> CommandGenerator[None]:
-        """The answer, then RST_STREAM: whatever the client still sends on this stream is not read."""
+        """The answer, then RST_STREAM: whatever the client still sends on this stream is not
+        read."""
         if not self.is_open_for_us(event.stream_id):
             return
         rendered = event.rendered
@@ -107,7 +113,9 @@ class StrictHttp2Server(_http2.Http2Server):
         self.h2_conn.send_headers(event.stream_id, fields, end_stream=not rendered.body)
         if rendered.body:
             self.h2_conn.send_data(event.stream_id, rendered.body, end_stream=True)
-        if not self.is_closed(event.stream_id) and not self.h2_conn.stream_buffers.get(event.stream_id):
+        if not self.is_closed(event.stream_id) and not self.h2_conn.stream_buffers.get(
+            event.stream_id
+        ):
             self.h2_conn.reset_stream(event.stream_id, 0)
         self.streams.pop(event.stream_id, None)
         yield commands.SendData(self.conn, self.h2_conn.data_to_send())
@@ -118,7 +126,8 @@ class StrictHttp2Server(_http2.Http2Server):
             yield commands.SendData(self.conn, self.h2_conn.data_to_send())
 
     def _bound_buffer(self, stream_id: int) -> CommandGenerator[None]:
-        """A client that opens no window makes us hold what the upstream sends: past the cap, reset the stream."""
+        """A client that opens no window makes us hold what the upstream sends: past the cap, reset
+        the stream."""
         buffers = self.h2_conn.stream_buffers
         if stream_id not in buffers:
             return
@@ -128,7 +137,9 @@ class StrictHttp2Server(_http2.Http2Server):
             self.streams.pop(stream_id, None)
             yield commands.SendData(self.conn, self.h2_conn.data_to_send())
             yield ReceiveHttp(
-                self.ReceiveProtocolError(stream_id, "client-too-slow", self.ReceiveProtocolError.code)
+                self.ReceiveProtocolError(
+                    stream_id, "client-too-slow", self.ReceiveProtocolError.code
+                )
             )
 
 
@@ -150,9 +161,11 @@ class StrictHttp2Client(_http2.Http2Client):
 def split_head(
     headers: list[tuple[bytes, bytes]],
 ) -> tuple[dict[bytes, bytes], list[tuple[bytes, bytes]]] | str:
-    """Pseudo-header fields (each exactly once, RFC 9113 section 8.3.1) and the rest; or what is wrong.
+    """Pseudo-header fields (each exactly once, RFC 9113 section 8.3.1) and the rest; or what is
+    wrong.
 
-    CONNECT and extended CONNECT inside a tunnel have other sets of fields and are refused with that.
+    CONNECT and extended CONNECT inside a tunnel have other sets of fields and are refused with
+    that.
     """
     pseudo: dict[bytes, bytes] = {}
     fields: list[tuple[bytes, bytes]] = []

@@ -1,0 +1,203 @@
+"""Which policy is in force: loads, watches and swaps it whole or not at all (policy.md 2.11).
+
+    file changes / SIGHUP -> compile in a thread -> archive -> record policy.load -> swap one
+    reference
+                                   |
+                                   +-- rejected: record policy.reject, keep the last valid one, say
+                                   so loudly
+
+Rule 1: what is in force was recorded and archived first.
+Rule 2: a bad candidate changes nothing, except that `on_bad_reload: deny` or an expired
+        `stale_limit` denies all.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import structlog
+
+from audit.writer import LogUnavailable
+from policies.compile import Compiled, compile_policy
+from policies.model import PolicyRejected
+from policies.sources import PolicyUnreadable
+from proxy.enforcer import Generation, Recorder
+from proxy.metrics import Metrics
+from proxy.settings import Settings
+
+log = structlog.get_logger()
+
+WATCH_S = 0.5
+_FINDINGS_MAX = 50  # in one record
+
+
+class PolicyKeeper:
+    """Owns the generation; the enforcer reads it for every request."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        first: Compiled,
+        *,
+        recorder: Recorder,
+        metrics: Metrics,
+        swapped: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._settings = settings
+        self._recorder = recorder
+        self._metrics = metrics
+        self._swapped = swapped
+        self._archive_folder = settings.state / "policies"
+        self._compiled = first
+        self._seen: Mapping[str, object] = {}
+        self._stale_since: float | None = None
+        self._lock = asyncio.Lock()
+        self.problem = ""  # of the last reload; "" when it was fine
+        self.generation = Generation(first.policy_set, 0)
+
+    async def start(self) -> None:
+        """Bring the first policy into force: archived and recorded.
+
+        Raises:
+            LogUnavailable: nothing is in force.
+        """
+        self._seen = self._look()
+        await self._apply(self._compiled)
+
+    async def reload(self) -> str:
+        """Read the files again. Returns `applied`, `unchanged` or `rejected`."""
+        async with self._lock:
+            self._seen = self._look()
+            try:
+                compiled = await asyncio.to_thread(compile_policy, self._settings.policies)
+            except (PolicyRejected, PolicyUnreadable) as error:
+                self._reject(error)
+                return "rejected"
+            self.problem = ""
+            self._stale_since = None
+            self._metrics.safely(lambda m: m.show_stale(False))
+            if compiled.policy_set.digest == self._compiled.policy_set.digest:
+                self.generation.refusal = ""
+                result = "unchanged"
+            else:
+                try:
+                    await self._apply(compiled)
+                    result = "applied"
+                except LogUnavailable as error:
+                    self.problem = f"the new policy could not be recorded: {error}"
+                    result = "rejected"
+            self._metrics.safely(lambda m: m.count_reload(result))
+            return result
+
+    async def watch(self) -> None:
+        """Reload whenever a policy file changes, through includes and symlink swaps; for ever."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if self._look() != self._seen:
+                await asyncio.sleep(WATCH_S / 5)  # let an editor finish
+                result = await self.reload()
+                log.info("policy-reload", result=result, problem=self.problem or None)
+            self._expire()
+
+    def _expire(self) -> None:
+        limit_ms = self.generation.policy_set.defaults.stale_limit_ms
+        if self._stale_since is None or limit_ms is None or self.generation.refusal:
+            return
+        if (time.monotonic() - self._stale_since) * 1000 > limit_ms:
+            self.generation.refusal = "policy-stale"
+            log.critical("policy-stale", remedy="fix the policy file; everything is denied")
+
+    def _reject(self, error: PolicyRejected | PolicyUnreadable) -> None:
+        lines = _describe(error)
+        self.problem = lines[0] if lines else str(error)
+        if self._stale_since is None:
+            self._stale_since = time.monotonic()
+        if self.generation.policy_set.defaults.on_bad_reload == "deny":
+            self.generation.refusal = "policy-stale"
+        self._metrics.safely(lambda m: m.show_stale(True))
+        self._metrics.safely(lambda m: m.count_reload("rejected"))
+        log.error("policy-rejected", findings=len(lines), first=self.problem)
+        try:
+            self._recorder.submit({"kind": "policy.reject", "findings": lines[:_FINDINGS_MAX]})
+        except LogUnavailable as failure:
+            code = failure.code
+            self._metrics.safely(lambda m: m.failed(code))
+
+    async def _apply(self, compiled: Compiled) -> None:
+        policy_set = compiled.policy_set
+        wants_observe = policy_set.defaults.mode == "observe"
+        observe = wants_observe and self._settings.observe
+        if wants_observe is not self._settings.observe:
+            log.warning(
+                "observe-needs-both",
+                key=wants_observe,
+                flag=self._settings.observe,
+                effect="the policy is enforced",
+            )
+        await asyncio.to_thread(_archive, self._archive_folder, compiled)
+        serial = self.generation.serial + 1
+        mode = "observe" if observe else "enforce"
+        await self._recorder.store(
+            {
+                "kind": "policy.load",
+                "digest": policy_set.digest,
+                "serial": serial,
+                "mode": mode,
+            }
+        )
+        self._compiled = compiled
+        # one reference assignment each; exchanges took what they need at their start
+        self.generation.policy_set = policy_set
+        self.generation.serial = serial
+        self.generation.observe = observe
+        self.generation.refusal = ""
+        self._metrics.safely(
+            lambda m: m.show_policy(
+                policy_set.digest,
+                serial,
+                agents=policy_set.agents,
+                rules=[rule.id for rule in policy_set.rules],
+            )
+        )
+        log.info("policy-load", digest=policy_set.digest, serial=serial, mode=mode)
+        if observe:
+            log.warning(
+                "observe", effect="what no rule allows is forwarded and recorded as would: deny"
+            )
+        self._swapped()
+
+    def _look(self) -> Mapping[str, object]:
+        """What tells a changed file: identity, size and time of every file the policy was read
+        from."""
+        seen: dict[str, object] = {}
+        for name in {str(self._settings.policies), *self._compiled.sources}:
+            try:
+                status = Path(name).stat()
+                seen[name] = (status.st_ino, status.st_dev, status.st_size, status.st_mtime_ns)
+            except OSError:
+                seen[name] = None
+        return seen
+
+
+def _archive(folder: Path, compiled: Compiled) -> None:
+    """Keep the applied policy under its digest; written once, durable before it is in force."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / f"{compiled.policy_set.digest}.yaml"
+    if path.exists():
+        return
+    draft = path.with_suffix(".tmp")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(compiled.archive)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _describe(error: PolicyRejected | PolicyUnreadable) -> list[str]:
+    if isinstance(error, PolicyUnreadable):
+        return [str(error)]
+    return [
+        f"{f.file}:{f.line}:{f.column}: {f.severity}[{f.code}]: {f.message}" for f in error.findings
+    ]

@@ -1,0 +1,121 @@
+"""Exchange and decision -> audit event: the one place where the decision room and the evidence room
+meet. PURE.
+
+Records take names, never values (audit.md section 7): no header value, no query value, no body, no
+credential.
+"""
+
+from collections.abc import Mapping
+
+from policies.model import Principal
+from proxy.vocabulary import (
+    DecisionRecord,
+    OutcomeRecord,
+)
+
+AuditEvent = Mapping[str, object]
+
+REDACTED = "~"  # stands for a path segment that the rule hides; never a canonical segment by itself
+_PATH_CHARS_MAX = 4096
+
+
+def describe_decision(
+    decision_id: str, stage: str, record: DecisionRecord, *, client: str, serial: int
+) -> AuditEvent:
+    """The write-ahead `decision` event of audit.md section 1."""
+    decision = record.decision
+    path, redacted = _redact(record.target.path, decision.obligations.redact_path)
+    event: dict[str, object] = {
+        "kind": "decision",
+        "id": decision_id,
+        "client": client,
+        "stage": stage,
+        "target": _describe_target(record, path),
+        "req": _describe_request(record),
+        "policy": {
+            "digest": decision.policy_digest,
+            "serial": serial,
+            "rules": list(decision.rules),
+        },
+        "verdict": decision.verdict.value,
+        "reason": decision.reason,
+        "read": [{"field": read.field, "outcome": read.outcome} for read in decision.read],
+        "reserve": [],
+        "redacted": redacted,
+    }
+    if record.principal is not None:
+        event["agent"] = describe_agent(record.principal)
+    if decision.would is not None:
+        event["would"] = {
+            "verdict": decision.would.verdict.value,
+            "rules": list(decision.would.rules),
+        }
+    if record.detail:
+        event["findings"] = [record.detail[:512]]
+    return event
+
+
+def describe_outcome(decision_id: str, record: OutcomeRecord, elapsed_ms: int) -> AuditEvent:
+    """The `outcome` event of audit.md section 1. Status 0: the upstream never answered."""
+    event: dict[str, object] = {
+        "kind": "outcome",
+        "ref": decision_id,
+        "status": record.status or 0,
+        "bytes_out": record.bytes_out,
+        "bytes_in": record.bytes_in,
+        "ms": elapsed_ms,
+        "settle": [],
+    }
+    if record.cut:
+        event["cut"] = record.cut
+    if record.error:
+        event["error"] = record.error
+    return event
+
+
+def describe_agent(principal: Principal) -> AuditEvent:
+    """Who was charged; a source-identified agent has no session."""
+    agent: dict[str, object] = {"id": principal.agent}
+    if principal.session:
+        agent["session"] = principal.session
+    return agent
+
+
+def _describe_target(record: DecisionRecord, path: str) -> AuditEvent:
+    target = record.target
+    fields: dict[str, object] = {
+        "method": target.method,
+        "host": target.host,
+        "scheme": target.scheme,
+        "sni": target.sni,
+        "path": path,
+        "ip": ",".join(str(address) for address in record.addresses),
+    }
+    event = {name: value for name, value in fields.items() if value}
+    if target.port:
+        event["port"] = target.port
+    if target.query_keys:
+        event["query_keys"] = list(target.query_keys)
+    return event
+
+
+def _describe_request(record: DecisionRecord) -> AuditEvent:
+    event: dict[str, object] = {}
+    request = record.request
+    if request is not None and request.body and request.body_length is not None:
+        event["length"] = request.body_length
+    if record.target.content_type:
+        event["type"] = record.target.content_type[:256]
+    return event
+
+
+def _redact(path: str, segments: tuple[int, ...]) -> tuple[str, list[str]]:
+    """Replace the named segments (from 1); each removal is listed."""
+    path = path[:_PATH_CHARS_MAX]
+    if not segments:
+        return path, []
+    parts = path.split("/")
+    removed = [number for number in segments if 1 <= number < len(parts)]
+    for number in removed:
+        parts[number] = REDACTED
+    return "/".join(parts), [f"/target/path/{number}" for number in sorted(removed)]

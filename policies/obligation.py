@@ -51,10 +51,13 @@ def join_obligations(
         if not only.rule.with_.rates:
             return only.obligations
         return replace(only.obligations, rates=_list_rates(allows, principal, rates))
-    capture = _pick_capture(allows, request, agent)
+    withs = [(allow.rule, allow.rule.with_) for allow in allows]
+    captures: list[tuple[Rule, Capture | None]] = [(rule, one.capture) for rule, one in withs]
+    capture = _pick("capture", captures, "metadata", (request, agent))
     if isinstance(capture, Conflict):
         return capture
-    path_params = _pick_path_params(allows, request, agent)
+    params: list[tuple[Rule, PathParams | None]] = [(rule, one.path_params) for rule, one in withs]
+    path_params = _pick("path_params", params, "refuse", (request, agent))
     if isinstance(path_params, Conflict):
         return path_params
     each = [allow.obligations for allow in allows]
@@ -90,40 +93,22 @@ def _literals(path: PathPattern) -> int:
     return sum(segment.kind == "literal" for segment in path.segments)
 
 
-def _pick_capture(
-    allows: Sequence[CompiledRule], request: Request, agent: Agent
-) -> Capture | Conflict:
-    said = [(allow.rule, allow.rule.with_.capture) for allow in allows]
-    values: list[tuple[Rule, Capture]] = [(rule, value) for rule, value in said if value]
-    picked = _pick(values, request, agent)
-    if picked is None:
-        return Conflict("capture", tuple(sorted(rule.id for rule, _ in values)))
-    return picked[0] if picked else "metadata"
-
-
-def _pick_path_params(
-    allows: Sequence[CompiledRule], request: Request, agent: Agent
-) -> PathParams | Conflict:
-    said = [(allow.rule, allow.rule.with_.path_params) for allow in allows]
-    values: list[tuple[Rule, PathParams]] = [(rule, value) for rule, value in said if value]
-    picked = _pick(values, request, agent)
-    if picked is None:
-        return Conflict("path_params", tuple(sorted(rule.id for rule, _ in values)))
-    return picked[0] if picked else "refuse"
-
-
 def _pick[T](
-    values: list[tuple[Rule, T]], request: Request, agent: Agent
-) -> tuple[T] | tuple[()] | None:
-    """The value of the most specific rule; () when no rule says one; None when they disagree."""
-    if not values:
-        return ()
-    if len({value for _, value in values}) == 1:
-        return (values[0][1],)
-    ranked = [(rank(rule, request, agent), value) for rule, value in values]
-    best = max(specificity for specificity, _ in ranked)
-    chosen = {value for specificity, value in ranked if specificity == best}
-    return (chosen.pop(),) if len(chosen) == 1 else None
+    field: Literal["capture", "path_params"],
+    said: list[tuple[Rule, T | None]],
+    default: T,
+    ranked_for: tuple[Request, Agent],
+) -> T | Conflict:
+    """The value of the most specific rule that says one."""
+    values = [(rule, value) for rule, value in said if value is not None]
+    if len({value for _, value in values}) < 2:
+        return values[0][1] if values else default
+    ranked = [(rank(rule, *ranked_for), rule, value) for rule, value in values]
+    best = max(specificity for specificity, _, _ in ranked)
+    tied = [(rule.id, value) for specificity, rule, value in ranked if specificity == best]
+    if len({value for _, value in tied}) > 1:
+        return Conflict(field, tuple(sorted(rule_id for rule_id, _ in tied)))
+    return tied[0][1]
 
 
 def _list_rates(

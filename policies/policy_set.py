@@ -7,13 +7,14 @@ Rule 2: the digest is given, not computed here: it covers the file's tree (compi
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from policies.compiled import CompiledRule, compile_rule
 from policies.index import HostIndex, paths_for
 from policies.model import Scheme
-from policies.rule import Agent, Defaults, Rate, Rule, Who
+from policies.rule import Agent, Defaults, PathPattern, Rate, Rule, Who
+from policies.target import loosen_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def _build_index(rules: tuple[Rule, ...]) -> HostIndex[CompiledRule]:
     for rule in rules:
         compiled = compile_rule(rule)
         for table in index.tables_for(rule.match):
-            for pattern in dict.fromkeys(paths_for(rule.match)):
+            for pattern in _list_patterns(compiled):
                 table.root.place(pattern).add(rule.who, compiled)
             if compiled.is_wall():
                 table.walls.add(rule.who, compiled)
@@ -88,3 +89,16 @@ def _build_index(rules: tuple[Rule, ...]) -> HostIndex[CompiledRule]:
                 if not compiled.gates:
                     opened.add(alike)
     return index
+
+
+def _list_patterns(compiled: CompiledRule) -> Iterable[PathPattern]:
+    """Where the rule is filed; a deny also under what most origins read its patterns as."""
+    patterns = paths_for(compiled.rule.match)
+    if compiled.is_deny:
+        patterns += tuple(map(_loosen, patterns))
+    return dict.fromkeys(patterns)
+
+
+def _loosen(pattern: PathPattern) -> PathPattern:
+    segments = [replace(one, text=loosen_path(one.text)) for one in pattern.segments]
+    return PathPattern(tuple(segments), pattern.rest)

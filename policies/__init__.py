@@ -1,1 +1,1 @@
-"""Decision (policy decision point): what an agent may do. Imports no other room, performs no action."""
+"""Decision (policy decision point): what an agent may do. Imports no other room, never acts."""

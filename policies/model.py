@@ -2,7 +2,7 @@
 
     Principal + Request + addresses + time  --engine.decide(PolicySet)-->  Decision (+ Obligations)
 
-Rule 1: a deny is a `Decision`, never an exception; an exception is a bug or an outage, and denies too.
+Rule 1: a deny is a `Decision`, never an exception; that is a bug or an outage, and denies too.
 Rule 2: everything is immutable, so what was judged is what is recorded and what is sent.
 Rule 3: text in a `Request` is canonical (policies/canonical.py) and ASCII.
 """
@@ -23,8 +23,8 @@ class Verdict(StrEnum):
     DENY = "deny"
 
 
-class ContractBroken(RuntimeError):  # noqa: N818  the spec names it: an invariant of the kernel, not an error of a caller
-    """An invariant of SPEC section 5 does not hold. Always ends in a denial, is counted and recorded."""
+class ContractBroken(RuntimeError):  # noqa: N818  an invariant of ours, not a caller's error
+    """An invariant does not hold. Always ends in a denial, is counted and recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,9 @@ class Request:
     query_pairs: tuple[tuple[str, str], ...] = ()
     headers: tuple[tuple[str, str], ...] = ()
     websocket: bool = False  # an RFC 6455 handshake
-    body: bool = False  # carries a body (Content-Length > 0, chunked, or HTTP/2 without END_STREAM)
+    body: bool = False  # Content-Length > 0, chunked, or HTTP/2 without END_STREAM
     body_length: int | None = None  # bytes, where Content-Length says so
-    path_params: bool = False  # some segment carries ";params" (refused unless the rule says otherwise)
+    path_params: bool = False  # some segment carries ";params": refused unless the rule takes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class RateUse:
 
 @dataclass(frozen=True, slots=True)
 class Obligations:
-    """What must be done when the verdict is allow: the join of all matching allow rules (policy.md 2.6)."""
+    """What must be done when the verdict is allow: the join of all matching allow rules."""
 
     rates: tuple[RateUse, ...] = ()
     max_request_bytes: int | None = None  # smallest of the matching rules; None: no limit
@@ -127,7 +127,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Finding:
-    """A problem in a file, as a value. Sorted by place; codes are catalogued in policies/findings.py."""
+    """A problem in a file, as a value. Sorted by place; policies/findings.py lists the codes."""
 
     file: str
     line: int  # from 1

@@ -1,7 +1,7 @@
-"""Where standings live. The exchange reserves before a request leaves and settles or voids once after it.
+"""Where standings live. Reserved before a request leaves, settled or voided once after it.
 
-One Protocol, one tuple of implementations (house.md 2.5). There are no accounts yet: every reservation is empty, but
-it is made, kept and ended like any other, so what the budgets issue adds is amounts, not steps.
+One Protocol, one tuple of implementations. There are no accounts yet: every reservation is empty,
+but it is made, kept and ended like any other, so budgets will add amounts, not steps.
 """
 
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""Measurements against the goals of the specification, one module per subject, each with `run() -> list[Row]`."""
+"""Measurements against the goals: one module per subject, each with `run() -> list[Row]`."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Bounded reading of bodies: codings undone, text decoded, JSON parsed, or the reason why not. PURE.
+"""Bounded reading of bodies: codings undone, text decoded, JSON parsed, or why not. PURE.
 
     raw --decode--> bytes --read_text--> str --read_json--> value
           \\             \\                \\

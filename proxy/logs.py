@@ -67,7 +67,7 @@ def configure(log_format: LogFormat, stream: TextIO | None = None) -> None:
         logger_factory=structlog.WriteLoggerFactory(out),  # type: ignore[arg-type]  # is enough of one
         cache_logger_on_first_use=True,
     )
-    handler = _Handler(out)
+    handler = _Route(out)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.ExtraAdder(), structlog.stdlib.add_logger_name],
@@ -208,7 +208,7 @@ class _GuardedLogger(structlog.make_filtering_bound_logger(logging.INFO)):  # ty
             return None
 
 
-class _Handler(logging.StreamHandler[Any]):
+class _Route(logging.StreamHandler[Any]):
     """The way in for everyone who logs through the standard library."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the library's name

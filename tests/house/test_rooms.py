@@ -26,6 +26,7 @@ MAY: dict[str, set[str]] = {
     "proxy/": {"proxy", "policies", "audit", "structlog"},
     "proxy/admin/": {"proxy", "policies", "audit", "structlog", "fastapi", "starlette", "uvicorn"},
     "proxy/cli/": {"proxy", "policies", "audit", "structlog", "click"},
+    "proxy/body.py": {"proxy", "brotli", "zstandard"},
     "proxy/metrics.py": {"proxy", "policies", "prometheus_client"},
     # mitmproxy's own HTTP libraries come with it; what they parse is checked in the same folder
     "proxy/mitm/": {
@@ -70,6 +71,7 @@ VALUES = frozenset({"policies.sources.Loaded", "policies.sources.Source"})
 
 # In the room that acts, these are pure all the same (SPEC section 1, 4).
 PURE_IN_PROXY = {
+    "proxy/body.py",
     "proxy/denial.py",
     "proxy/exchange.py",
     "proxy/head.py",

@@ -81,10 +81,12 @@ def _find_for(key: Key, rules: list[Rule]) -> Iterator[Conflict]:
 
 
 def _levels(rule: Rule) -> list[tuple[str, str]]:
+    """Whom the rule names. Beside agents its groups are left out: a member may be named too."""
     if rule.who is None:
         return [("all", "")]
-    agents = [("agent", agent) for agent in sorted(rule.who.agents)]
-    return agents + [("group", group) for group in sorted(rule.who.groups)]
+    if rule.who.agents:
+        return [("agent", agent) for agent in sorted(rule.who.agents)]
+    return [("group", group) for group in sorted(rule.who.groups)]
 
 
 def _wider(bucket: _Bucket, buckets: Mapping[_Bucket, list[_Claim]]) -> list[_Claim]:

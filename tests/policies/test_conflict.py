@@ -75,6 +75,11 @@ TIES = {
         f"who: {{ groups: g }}, {match()}",
         True,
     ),
+    "a group whose only member may be named": (
+        f"who: {{ agents: x, groups: g }}, {match()}",
+        f"who: {{ groups: g }}, {match()}",
+        False,
+    ),
     "an exception is not certain": (f"unless: {{ path: /x }}, {match()}", match(), False),
     "two windows are not certain": (
         f"when: {{ days: mon }}, {match()}",

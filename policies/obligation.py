@@ -17,6 +17,8 @@ from policies.model import Obligations, Principal, RateUse, Request
 from policies.rule import Agent, Capture, PathParams, PathPattern, Rate, Rule
 from policies.target import strip_params
 
+_PLAIN_CAPTURE: Capture = "metadata"  # what holds when no rule says anything
+_PLAIN_PATH_PARAMS: PathParams = "refuse"
 _HOST_RANK = {"exact": 3, "ip": 3, "one_label": 2, "any_depth": 1}
 
 
@@ -53,11 +55,11 @@ def join_obligations(
         return replace(only.obligations, rates=_list_rates(allows, principal, rates))
     withs = [(allow.rule, allow.rule.with_) for allow in allows]
     captures: list[tuple[Rule, Capture | None]] = [(rule, one.capture) for rule, one in withs]
-    capture = _pick("capture", captures, "metadata", (request, agent))
+    capture = _pick("capture", captures, _PLAIN_CAPTURE, (request, agent))
     if isinstance(capture, Conflict):
         return capture
     params: list[tuple[Rule, PathParams | None]] = [(rule, one.path_params) for rule, one in withs]
-    path_params = _pick("path_params", params, "refuse", (request, agent))
+    path_params = _pick("path_params", params, _PLAIN_PATH_PARAMS, (request, agent))
     if isinstance(path_params, Conflict):
         return path_params
     each = [allow.obligations for allow in allows]

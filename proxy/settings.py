@@ -89,6 +89,8 @@ class Settings:
     # what is served
     policies: Path = Path("policies.yaml")
     state: Path = Path("state")
+    # nobody else may write to the state directory, unless a volume belongs to a group (its gid)
+    state_group: int | None = None
     # loopback: opening the proxy to a network is a decision, not a default
     listen: Endpoint = Endpoint(IPv4Address("127.0.0.1"), 8080)
     # loopback needs no token; any other address does

@@ -124,7 +124,7 @@ def find_group(name: str) -> int:
     try:
         return grp.getgrnam(name).gr_gid
     except (KeyError, ValueError):
-        raise ValueError(f"`{name}` is not a group of this machine") from None
+        raise ValueError("there is no such group; give a name or an id that `getent group` knows") from None
 
 
 # --- making

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from policies.compile import Compiled, compile_policy, compile_text
 from policies.model import PolicyRejected, Verdict
@@ -156,3 +158,36 @@ def test_the_examples_of_the_default_are_clean_too() -> None:
     compiled = compile_text(head + "\n".join(shown) + "\n")
     assert compiled.findings == ()
     assert len(compiled.policy_set.rules) == 4
+
+
+WORDS = [
+    "null",
+    "yes",
+    "{}",
+    "[]",
+    "0x1",
+    "with:",
+    "[a, [b]]",
+    "{a: {b: c}}",
+    "-1",
+    "*.com",
+    "\u202e",
+]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_any_edit_of_a_policy_is_compiled_or_rejected_in_our_words(data: st.DataObject) -> None:
+    """Nothing but PolicyRejected comes out; what is accepted can be archived."""
+    words = (GOOD / "every-key.yaml").read_text(encoding="utf-8").split(" ")
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(words) - 1))
+        words[place] = data.draw(st.sampled_from([*WORDS, "", *words[:40]]))
+    try:
+        compiled = compile_text(" ".join(words))
+    except PolicyRejected as rejected:
+        assert any(one.severity == "error" for one in rejected.findings)
+        assert not any("Input should" in one.message for one in rejected.findings)
+    else:
+        again = compile_text(compiled.archive)
+        assert again.policy_set.digest == compiled.policy_set.digest

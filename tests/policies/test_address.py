@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.address import classify, compile_ranges, is_public
+from policies.address import AddressRanges, classify, compile_ranges, is_public
 from policies.rule import DestIp
 
 CLASSES = {
@@ -112,7 +112,7 @@ def touches(text: str, *, classes: str = "", networks: str = "") -> bool:
     return ranges(classes, networks).touch(ip_address(text))
 
 
-def ranges(classes: str, networks: str):  # type: ignore[no-untyped-def]
+def ranges(classes: str, networks: str) -> AddressRanges:
     return compile_ranges(
         DestIp(frozenset(classes.split()), tuple(map(ip_network, networks.split())))
     )

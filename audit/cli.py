@@ -31,7 +31,14 @@ _JSON = click.option(
 )
 
 
-@click.group(name="audit")
+@click.group(
+    name="audit",
+    epilog="""\b
+Example:
+  tollkeeper audit verify state/log
+  tollkeeper audit find state/log --verdict deny
+""",
+)
 def audit() -> None:
     """Check, read and export the record.
 

@@ -18,7 +18,12 @@ from policies.sources import PolicyUnreadable
 _COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
 
 
-@click.group()
+@click.group(
+    epilog="""\b
+Example:
+  tollkeeper policy check policies.yaml
+"""
+)
 def policy() -> None:
     """Check policy files and describe their language."""
 

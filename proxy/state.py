@@ -124,7 +124,9 @@ def find_group(name: str) -> int:
     try:
         return grp.getgrnam(name).gr_gid
     except (KeyError, ValueError):
-        raise ValueError("there is no such group; give a name or an id that `getent group` knows") from None
+        raise ValueError(
+            "there is no such group; give a name or an id that `getent group` knows"
+        ) from None
 
 
 # --- making

@@ -21,6 +21,7 @@ from ipaddress import IPv6Address, ip_address
 from typing import Literal
 
 from policies.model import Address
+from proxy.dns import DnsClient
 from proxy.settings import Endpoint, Pin
 
 ANSWERS_MAX = 16  # more than any sane name has; each one is vetted and recorded
@@ -59,13 +60,19 @@ class Resolver:
     """Pinned answers first, then IP literals, then one lookup. Belongs to one event loop."""
 
     def __init__(
-        self, pins: Iterable[Pin] = (), *, timeout_s: float = 5.0, lookup: Lookup = look_up
+        self,
+        pins: Iterable[Pin] = (),
+        *,
+        dns: Endpoint | None = None,  # ask this server instead of the system
+        timeout_s: float = 5.0,
+        lookup: Lookup | None = None,  # ask this instead of both
     ) -> None:
         self._pins: dict[tuple[str, int], list[Pin]] = {}
         for pin in pins:
             self._pins.setdefault((pin.host, pin.port), []).append(pin)
         self._timeout_s = timeout_s
-        self._lookup = lookup
+        server = DnsClient(dns, timeout_s=0.9 * timeout_s).look_up if dns else look_up
+        self._lookup = lookup or server
         self._running = 0  # lookups in threads, abandoned ones included
 
     async def resolve(self, host: str, port: int) -> Resolved | DnsFailed:

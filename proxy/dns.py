@@ -12,7 +12,6 @@ The server is trusted with the answer, not with safety: every address is vetted 
 DNSSEC, no encryption: the operator's network leads to the operator's server.
 """
 
-import select
 import socket
 import struct
 import time
@@ -172,9 +171,13 @@ class DnsClient:
 def _receive(link: socket.socket, until: float) -> bytes:
     """The next datagram, b"" when the time is over."""
     left = until - time.monotonic()
-    if left <= 0 or not select.select([link], [], [], left)[0]:
+    if left <= 0:
         return b""
-    return link.recv(UDP_BYTES_MAX) or b"\0"
+    link.settimeout(left)  # not `select`: it cannot watch descriptors above 1023
+    try:
+        return link.recv(UDP_BYTES_MAX) or b"\0"
+    except TimeoutError:
+        return b""
 
 
 def _read_exactly(link: socket.socket, size: int, deadline: float) -> bytes:

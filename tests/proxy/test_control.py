@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from proxy import control
 from proxy.control import (
@@ -239,4 +240,14 @@ async def test_a_deep_folder_is_no_obstacle(tmp_path: Path) -> None:
         assert await send(path, "ping")
         with pytest.raises(ValueError, match="another server"):
             await ControlServer(path, {}).start()
+    assert not path.exists()
+
+
+def test_it_works_under_uvloop(path: Path) -> None:
+    async def main() -> dict[str, Any]:
+        async with serving(path):
+            return await send(path, "echo", x=1)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(main()) == {"echo": {"x": 1}}
     assert not path.exists()

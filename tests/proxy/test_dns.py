@@ -1,8 +1,11 @@
 """The stub resolver against a real server on loopback, and its reader against every byte."""
 
+import contextlib
+import resource
 import socket
 import struct
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -110,6 +113,18 @@ def test_forged_answers_are_ignored() -> None:
 
     with NameServer({}, forge) as server, pytest.raises(socket.gaierror):
         look_up(server, "api.example.com", timeout_s=0.3)
+
+
+def test_descriptors_above_1023_are_no_obstacle() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    try:
+        with NameServer(TABLE) as server, contextlib.ExitStack() as held:
+            for _ in range(1100):
+                held.enter_context(Path("/dev/null").open())
+            assert look_up(server, "v6.example.com") == ["2001:db8::6"]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_an_unreachable_server_is_an_error_of_the_system() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvloop
 
 from proxy.admin.api import Status, build, ensure_token, open_listener, serve_admin
 from proxy.metrics import Metrics
@@ -153,6 +154,15 @@ async def test_it_installs_no_signal_handler_and_logs_nothing(
             await client.get("/readyz")
             assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
     assert [record for record in caplog.records if record.name.startswith("uvicorn")] == []
+
+
+def test_it_works_under_uvloop() -> None:
+    async def main() -> int:
+        async with admin() as client:
+            return (await client.get("/readyz")).status_code
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(main()) == 200
 
 
 def test_a_taken_port_is_said() -> None:

@@ -79,7 +79,7 @@ _ALL = (
            "Use the plain lower-case host name.",
            "numbers, odd Unicode and escapes in hosts are refused"),
     Reason("path-not-canonical", 403, "The path is not in canonical form",
-           "Send a plain absolute path: no encoded slash, no backslash, no dot segment above the root.",
+           "Send a plain path: no encoded slash, no backslash, no dot segment above the root.",
            "see policy language, canonical form"),
     Reason("query-not-canonical", 403, "The query is not in canonical form",
            "Encode the query with UTF-8 percent escapes.", "see policy language, canonical form"),

@@ -68,10 +68,10 @@ def identify(
     client, address = _read_source(source)
     if authorization is not None:
         return _by_credential(authorization, client, policy_set, store, now)
-    agents = [] if address is None else _claim(policy_set, address)
-    if len(agents) != 1:  # two claims are AP103; whoever gets that past the check is nobody
+    claims = set() if address is None else set(_claim(policy_set.agents, address))
+    if len(claims) != 1:  # two claims are AP103; whoever gets that past the check is nobody
         return IdentityRefusal("credential-missing")
-    return Principal(agent=agents[0], session="", client=client)
+    return Principal(agent=claims.pop(), session="", client=client)
 
 
 def _by_credential(
@@ -126,10 +126,35 @@ def _read_source(source: str) -> tuple[str, Address | None]:
     return str(address), address
 
 
-def _claim(policy_set: KnowsAgents, address: Address) -> list[str]:
-    """Ids of the agents whose ranges hold this address."""
+_Ranges = dict[tuple[int, int], dict[int, list[str]]]
+
+# of the policy that was asked last: a cache, not state; swapped whole, so any thread may read it
+_indexed: tuple[Mapping[str, Agent], _Ranges] = ({}, {})
+
+
+def _claim(agents: Mapping[str, Agent], address: Address) -> list[str]:
+    """Ids of the agents whose ranges hold this address: one look per length of prefix."""
+    global _indexed
+    known, ranges = _indexed
+    if known is not agents:
+        ranges = _index(agents)
+        _indexed = (agents, ranges)
+    bits = int(address)
     return [
-        agent.id
-        for agent in policy_set.agents.values()
-        if any(address in network for network in agent.sources)
+        name
+        for (version, host_bits), networks in ranges.items()
+        if version == address.version
+        for name in networks.get(bits >> host_bits, ())
     ]
+
+
+def _index(agents: Mapping[str, Agent]) -> _Ranges:
+    ranges: _Ranges = {}
+    for agent in agents.values():
+        for network in agent.sources:
+            host_bits = network.max_prefixlen - network.prefixlen
+            networks = ranges.setdefault((network.version, host_bits), {})
+            names = networks.setdefault(int(network.network_address) >> host_bits, [])
+            if agent.id not in names:
+                names.append(agent.id)
+    return ranges

@@ -3,8 +3,9 @@
 import base64
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -142,6 +143,41 @@ def test_a_source_that_two_agents_claim_is_nobody(store: CredentialStore) -> Non
     refused = IdentityRefusal("credential-missing")
     assert identify(None, "10.1.0.1", policy, store, NOW) == refused
     assert identify(None, "10.2.0.1", policy, store, NOW) == Principal("a", "", "10.2.0.1")
+
+
+RANGES = st.builds(
+    lambda bits, length: ip_network((bits, length), strict=False),
+    st.sampled_from([0x0A000001, 0x0A010203, 0x7F000001, 0xFD00_0001 << 96]),
+    st.integers(0, 32),
+)
+
+
+@given(
+    ranges=st.lists(st.lists(RANGES, max_size=3), max_size=5),
+    source=st.sampled_from(["10.0.0.1", "10.1.2.3", "127.0.0.1", "fd00:1::", "::1", "fd00:1::1"]),
+)
+@settings(max_examples=200, deadline=None)
+def test_the_index_of_ranges_agrees_with_asking_each(ranges: list[list[Any]], source: str) -> None:
+    agents = {f"a{n}": Agent(f"a{n}", sources=tuple(each)) for n, each in enumerate(ranges)}
+    claims = [
+        name
+        for name, agent in agents.items()
+        if any(ip_address(source) in network for network in agent.sources)
+    ]
+    store = CredentialStore(Path("/nonexistent/credentials.json"))
+    caller = identify(None, source, Agents(agents), store, NOW)
+    if len(claims) == 1:
+        assert caller == Principal(claims[0], "", source)
+    else:
+        assert caller == IdentityRefusal("credential-missing")
+
+
+def test_a_new_policy_is_asked_at_once(store: CredentialStore) -> None:
+    for name in ("before", "after"):
+        caller = identify(
+            None, "10.0.0.1", Agents({name: by_source(name, "10.0.0.0/8")}), store, NOW
+        )
+        assert caller == Principal(name, "", "10.0.0.1")
 
 
 def test_a_damaged_file_denies_credentials_and_leaves_sources(

@@ -14,6 +14,7 @@ anew. Only a checkpoint kept elsewhere catches that.
 Format and test vectors: docs/records.md.
 """
 
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -111,32 +112,41 @@ def walk(lines: Iterable[bytes], head: Head, judge: Judge | None = None) -> Walk
     Every line must start as the head demands, end in the SHA-256 of itself and, where a judge is
     given, satisfy it. A last line without LF is returned as `tail`, unjudged (audit/torn.py).
     """
-    log, seq, prev, ts = head
+    lines = iter(lines)
+    log, seq, prev, _ = head
     last, offset = b"", 0
-    for line in lines:
-        log = log or _log_of(line)
-        start = b'{"chain":{"log":"%s","prev":"%s","seq":%d,"ts":"' % (log, prev, seq)
+    if not log:
+        first = next(lines, b"")
+        log = _log_of(first)
+        lines = itertools.chain((first,) if first else (), lines)
+    before = b'{"chain":{"log":"%s","prev":"' % log
+    for line in lines:  # a few dozen nanoseconds here are a tenth of the whole
+        start = b'%s%s","seq":%d,"ts":"' % (before, prev, seq)
+        digest = sha256(line[:-76] + b"}").hexdigest().encode()
+        size = len(line)
         at = len(start)
-        digest = sha256(line[:-TAIL_BYTES] + b"}").hexdigest().encode()
         if not (
             line.startswith(start)
             and line.endswith(b',"hash":"%s"}\n' % digest)
-            and line.startswith(_AFTER_TS, at + TS_BYTES)
-            and len(line) <= LINE_BYTES_MAX
+            and line.startswith(_AFTER_TS, at + 27)
+            and size <= LINE_BYTES_MAX
         ):
-            return _stop(line, Walked(Head(log, seq, prev, ts), offset, last))
+            return _stop(line, Walked(_head(log, seq, prev, last, head), offset, last))
         if judge is not None:
             problem = judge.judge(line, at)
             if problem is not None:
-                return Walked(
-                    Head(log, seq, prev, ts), offset, last, Break(seq + 1, offset, *problem)
-                )
+                broken = Break(seq + 1, offset, *problem)
+                return Walked(_head(log, seq, prev, last, head), offset, last, broken)
         last = line
         prev = digest
-        ts = line[at : at + TS_BYTES]
         seq += 1
-        offset += len(line)
-    return Walked(Head(log, seq, prev, ts), offset, last)
+        offset += size
+    return Walked(_head(log, seq, prev, last, head), offset, last)
+
+
+def _head(log: bytes, seq: int, prev: bytes, last: bytes, was: Head) -> Head:
+    at = ts_place(seq - 1)
+    return Head(log, seq, prev, last[at : at + TS_BYTES] if last else was.ts)
 
 
 def _log_of(line: bytes) -> bytes:

@@ -89,9 +89,12 @@ def _one_of(*words: str, capture: str = "") -> Leaf:
 
 
 WIRE = Leaf(
-    "a string of printable ASCII", rb'"%s(?:\\["\\]%s)*+"' % (_PLAIN, _PLAIN), wire=True, text=True
+    "a string of printable ASCII",
+    rb'"%s(?:"|(?:\\["\\]%s)++")' % (_PLAIN, _PLAIN),
+    wire=True,
+    text=True,
 )
-TEXT = Leaf("a string", b'"%s(?:%s%s)*+"' % (_UTF8, _ESCAPE, _UTF8), text=True)
+TEXT = Leaf("a string", rb'"%s(?:"|(?:%s%s)++")' % (_UTF8, _ESCAPE, _UTF8), text=True)
 COUNT = Leaf(f"an integer from 0 to {INTEGER_MAX}", _integers(INTEGER_MAX))
 TIME = Leaf("a time like 2026-01-31T12:00:00.000000Z", b'"%s"' % TIMESTAMP)
 _CODE = Leaf("a code of a-z, 0-9, `-`", rb'"[a-z0-9][a-z0-9-]*+"')
@@ -199,18 +202,26 @@ def pattern(shape: Shape) -> bytes:
         case Array():
             return rb"\[(?:%s(?:,(?!\])|(?=\])))*+\]" % pattern(shape.of)
         case Object():
-            fields = sorted(shape.fields.items(), key=lambda item: item[0].rstrip("?"))
-            return rb"\{%s\}" % b"".join(_field(name, of) for name, of in fields)
+            return _object(shape.fields)
 
 
-def _field(name: str, shape: Shape) -> bytes:
-    # each field eats its own comma, so that any of them may be the last one present
-    optional = b"?+" if name.endswith("?") else b""
-    return rb'(?:"%s":%s(?:,(?!\})|(?=\})))%s' % (
-        name.rstrip("?").encode(),
-        pattern(shape),
-        optional,
-    )
+def _object(fields: Mapping[str, Shape]) -> bytes:
+    """Fields in order. Around one that must be there, each other brings its own comma."""
+    names = sorted(fields, key=lambda name: name.rstrip("?"))
+    parts = {
+        name: b'"%s":%s' % (name.rstrip("?").encode(), pattern(fields[name])) for name in names
+    }
+    fixed = [name for name in names if not name.endswith("?")]
+    if not fixed:  # any of them may be the last one present
+        ends = [b"(?:%s(?:,(?!\\})|(?=\\})))?+" % parts[name] for name in names]
+        return rb"\{%s\}" % b"".join(ends)
+    first = names.index(fixed[0])
+    before = [b"(?:%s,)?+" % parts[name] for name in names[:first]]
+    after = [
+        b"(?:,%s)?+" % parts[name] if name.endswith("?") else b",%s" % parts[name]
+        for name in names[first + 1 :]
+    ]
+    return rb"\{%s%s%s\}" % (b"".join(before), parts[fixed[0]], b"".join(after))
 
 
 def _form(kind: str) -> re.Pattern[bytes]:

@@ -16,7 +16,7 @@ heartbeat is counted, not judged.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from re import Match
 
@@ -43,11 +43,16 @@ class OpenDecisions:
         self._young: set[bytes] = set()
         self._old: set[bytes] = set()
 
-    def add(self, ref: bytes) -> None:
-        """Remember one; the oldest generation is forgotten when the young one is full."""
-        if len(self._young) >= DECISIONS_MIN:
-            self._old, self._young = self._young, set()
-        self._young.add(ref)
+    def add(self, ref: bytes) -> bool:
+        """Remember one; False if it is there. The older half goes when the younger one is full."""
+        young = self._young
+        if ref in young or ref in self._old:
+            return False
+        if len(young) >= DECISIONS_MIN:
+            self._old, self._young = young, {ref}
+        else:
+            young.add(ref)
+        return True
 
     def take(self, ref: bytes) -> None:
         """Forget one that got its outcome."""
@@ -64,33 +69,29 @@ class OpenDecisions:
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
 
-    def __iter__(self) -> Iterator[bytes]:
-        yield from self._old
-        yield from self._young
-
 
 class Recent:
     """The most recent distinct values of something a log may hold any number of."""
 
-    __slots__ = ("_most", "_values")
+    __slots__ = ("_most", "values")
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._values: dict[bytes, None] = {}
+        self.values: dict[bytes, None] = {}
 
     def add(self, value: bytes) -> None:
         """Make `value` the newest; the oldest goes when there are too many."""
-        self._values.pop(value, None)
-        self._values[value] = None
-        if len(self._values) > self._most:
-            del self._values[next(iter(self._values))]
+        self.values.pop(value, None)
+        self.values[value] = None
+        if len(self.values) > self._most:
+            del self.values[next(iter(self.values))]
 
     def discard(self, value: bytes) -> None:
         """Forget `value`."""
-        self._values.pop(value, None)
+        self.values.pop(value, None)
 
     def __contains__(self, value: bytes) -> bool:
-        return value in self._values
+        return value in self.values
 
 
 class Laws:
@@ -108,9 +109,9 @@ class Laws:
         self.outcomes_unknown = 0  # allowed requests of runs that are over without an outcome
         self.heartbeat_gaps = 0
         self._heartbeat = timedelta(0)
-        self._day = b""
+        self._day = b"?"  # the date that was last seen to be one
         self._due = b""  # a record later than this, with no heartbeat before it, shows a gap
-        self._laws = {
+        laws: dict[bytes, Callable[[Match[bytes]], Problem]] = {
             b"log.open": self._open,
             b"log.close": self._close,
             b"decision": self._decision,
@@ -118,30 +119,32 @@ class Laws:
             b"policy.load": self._policy,
             b"recovery": self._recovery,
         }
+        self._laws = {kind: (form.fullmatch, laws.get(kind)) for kind, form in FORMS.items()}
 
     def judge(self, line: bytes, at: int) -> Problem:
         """See `audit.chain.Judge`. A record that is refused leaves no trace here."""
         kind_at = line.find(b'"kind":"', at) + 8
         kind = line[kind_at : line.find(b'"', kind_at)]
-        form = FORMS.get(kind)
-        found = form.fullmatch(line, at, len(line) - TAIL_BYTES) if form else None
+        form, law = self._laws.get(kind, (None, None))
+        found = form(line, at, len(line) - TAIL_BYTES) if form is not None else None
         if found is None:
             return _explain(line, at)
         ts = line[at : at + TS_BYTES]
-        problem = self._judge_bytes(line, ts)
-        if problem is None and not self.running and kind != b"log.open":
-            problem = (
-                f"`{kind.decode()}` stands outside of a run: no `log.open` before it",
-                "tampered",
-            )
-        if problem is None:
-            law = self._laws.get(kind)
-            problem = law(found) if law is not None else None
-        if problem is None:
+        if ts < self.ts or not line.startswith(self._day, at) or not line.isascii():
+            problem = self._judge_bytes(line, ts)
+            if problem is not None:
+                return problem
+        if not self.running and kind != b"log.open":
+            return f"`{kind.decode()}` stands outside of a run: no `log.open` before it", "tampered"
+        if law is not None:
+            problem = law(found)
+            if problem is not None:
+                return problem
+        if ts > self._due or kind in _MARKS:
             self._watch(kind, ts)
-            self.ts = ts
-            self.records += 1
-        return problem
+        self.ts = ts
+        self.records += 1
+        return None
 
     def rewind(self, ts: bytes, policies: list[bytes]) -> None:
         """The writer lost what it had sealed behind `ts`: these policies were never recorded."""
@@ -188,16 +191,14 @@ class Laws:
         return None
 
     def _decision(self, found: Match[bytes]) -> Problem:
-        ref, digest, stage, verdict = found.group("id", "digest", "stage", "verdict")
-        if digest not in self.policies:
+        ref, digest, stage, verdict = found.groups()  # in the order of their fields
+        if digest not in self.policies.values:
             return (
                 f"the decision cites policy `{digest.decode()}`, which was not loaded before it",
                 "tampered",
             )
-        if verdict == b"allow" and stage == b"request":
-            if ref in self.decisions:
-                return f"decision `{ref.decode()}` is there twice", "tampered"
-            self.decisions.add(ref)
+        if verdict == b"allow" and stage == b"request" and not self.decisions.add(ref):
+            return f"decision `{ref.decode()}` is there twice", "tampered"
         return None
 
     def _outcome(self, found: Match[bytes]) -> Problem:
@@ -233,6 +234,7 @@ class Laws:
 
 _HEARTBEAT_MS_MAX = 86_400_000
 _EXPLAIN_SILENCE = frozenset({b"log.open", b"clock.step", b"recovery"})
+_MARKS = _EXPLAIN_SILENCE | {b"heartbeat", b"log.close"}
 
 
 def _later(ts: bytes, wait: timedelta) -> bytes:

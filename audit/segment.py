@@ -16,7 +16,6 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from audit.chain import LINE_BYTES_MAX, Judge, Walked, genesis, walk
@@ -130,6 +129,8 @@ class _Bounded(io.RawIOBase):
         if read == 0:
             raise LogUnreadable("the file became shorter while it was read")
         self._at += read
+        if read > LINE_BYTES_MAX and b"\n" not in bytes(buffer[read - LINE_BYTES_MAX : read]):
+            self._size = self._at  # a line without an end: no record; nothing behind it is read
         if self._progress:
             self._progress(read)
         return read
@@ -143,8 +144,7 @@ def read_lines(
     A line that is too long comes in pieces without LF, which no caller takes for a record.
     `progress` is told how many bytes were read since it was last called.
     """
-    file = io.BufferedReader(_Bounded(fd, size, progress), _READ_BYTES)
-    return iter(partial(file.readline, LINE_BYTES_MAX + 1), b"")
+    return iter(io.BufferedReader(_Bounded(fd, size, progress), _READ_BYTES))
 
 
 def walk_segment(

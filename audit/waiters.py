@@ -8,14 +8,13 @@ import asyncio
 from collections.abc import Iterable
 from concurrent.futures import Future as BlockingFuture
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from audit.chain import Head
 from audit.folder import LogUnavailable
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """A durable record: its number, its hash (64 hex) and its time."""
 
     seq: int
@@ -31,10 +30,16 @@ def answer(waiters: Iterable[tuple[Waiter | None, Head]], failure: LogUnavailabl
     """Tell every waiter that its record (the one before the head) is durable, or is not."""
     loops: dict[asyncio.AbstractEventLoop, _Pairs] = {}
     for waiter, head in waiters:
+        if waiter is None:
+            continue
         if isinstance(waiter, BlockingFuture):
             _resolve(waiter, head, failure)
-        elif waiter is not None:
-            loops.setdefault(waiter.get_loop(), []).append((waiter, head))
+            continue
+        loop = waiter.get_loop()
+        pairs = loops.get(loop)
+        if pairs is None:
+            pairs = loops[loop] = []
+        pairs.append((waiter, head))
     for loop, pairs in loops.items():
         with suppress(RuntimeError):  # the loop was closed: nobody waits any more
             loop.call_soon_threadsafe(_resolve_all, pairs, failure)
@@ -42,12 +47,21 @@ def answer(waiters: Iterable[tuple[Waiter | None, Head]], failure: LogUnavailabl
 
 def _resolve_all(pairs: _Pairs, failure: LogUnavailable | None) -> None:
     for waiter, head in pairs:
-        if not waiter.done():  # cancelled meanwhile
-            _resolve(waiter, head, failure)
+        if waiter.done():  # cancelled meanwhile
+            continue
+        if failure is None:
+            waiter.set_result(_stored(head))
+        else:
+            waiter.set_exception(LogUnavailable(failure.code, str(failure)))
 
 
-def _resolve(waiter: Waiter, head: Head, failure: LogUnavailable | None) -> None:
+def _resolve(waiter: BlockingFuture[Stored], head: Head, failure: LogUnavailable | None) -> None:
     if failure is None:
-        waiter.set_result(Stored(head.seq - 1, head.prev.decode(), head.ts.decode()))
+        waiter.set_result(_stored(head))
     else:
         waiter.set_exception(LogUnavailable(failure.code, str(failure)))
+
+
+def _stored(head: Head) -> Stored:
+    _, seq, prev, ts = head
+    return Stored(seq - 1, prev.decode(), ts.decode())

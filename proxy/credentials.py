@@ -239,6 +239,7 @@ class CredentialStore:
         except OSError as failure:
             raise CredentialsUnusable(f"{self._path.parent}: {failure.strerror}") from failure
         try:
+            _hand_over(lock, self._path.parent)
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield self._read()[0]
         finally:
@@ -249,6 +250,7 @@ class CredentialStore:
         try:
             new.unlink(missing_ok=True)  # left behind by a crash
             with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                _hand_over(file.fileno(), self._path.parent)
                 file.write(_encode(credentials))
                 file.flush()
                 os.fsync(file.fileno())
@@ -260,6 +262,13 @@ class CredentialStore:
                 os.close(folder)
         except OSError as failure:
             raise CredentialsUnusable(f"{self._path}: {failure.strerror}") from failure
+
+
+def _hand_over(descriptor: int, folder: Path) -> None:
+    """Root may run the command beside a server that is not root: the folder's owner must read it."""
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def _issue(agent: str, session: str, now: datetime, expires: datetime | None) -> Issued:

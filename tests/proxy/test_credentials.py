@@ -243,6 +243,14 @@ def test_a_failed_write_leaves_the_old_file(
     assert stands(store, issued) == "valid"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_changes_stays_the_servers(store: CredentialStore, path: Path) -> None:
+    os.chown(path.parent, 65534, 65534)
+    store.add("coder", now=NOW)
+    for each in (path, path.with_suffix(".lock")):
+        assert (each.stat().st_uid, stat.S_IMODE(each.stat().st_mode)) == (65534, 0o600)
+
+
 def test_writers_in_other_processes_lose_nothing(path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from datetime import datetime, UTC;"

@@ -265,7 +265,7 @@ class CredentialStore:
 
 
 def _hand_over(descriptor: int, folder: Path) -> None:
-    """Root may run the command beside a server that is not root: the folder's owner must read it."""
+    """Root may change the file beside a server that is not root: the folder's owner keeps it."""
     if os.geteuid() == 0:
         owner = folder.stat()
         os.fchown(descriptor, owner.st_uid, owner.st_gid)

@@ -27,6 +27,7 @@ from policies.compile import compile_policy
 from policies.model import PolicyRejected
 from policies.sources import PolicyUnreadable
 from proxy.control import CommandRefused, ServerNotRunning, ask
+from proxy.credentials import CredentialStore
 from proxy.settings import Endpoint, Settings
 from proxy.state import check_state, is_blank
 
@@ -35,6 +36,7 @@ Level = Literal["ok", "warn", "fail"]
 PYTHONS = ((3, 12), (3, 13))  # what we are tested on
 CLOCK_FLOOR = datetime(2026, 1, 1, tzinfo=UTC)  # no clock that is right shows less
 CA_WARN = timedelta(days=60)  # agents' images are rebuilt that often
+TOKEN_WARN = timedelta(days=7)  # time to rotate without haste
 FLUSHES = 24
 FLUSH_BYTES = 700  # a usual record
 FLUSH_SLOW_S = 0.02  # a usual disk takes 0.2 to 5 ms
@@ -114,6 +116,25 @@ def _look_at_ca(settings: Settings, now: datetime) -> _Found:
         return "fail", f"{found}, not now", "set the clock, or make a new CA for all agents"
     if end - now < CA_WARN:
         return "warn", found, "make a new CA, and give every agent its certificate before that day"
+    return "ok", found, ""
+
+
+def _look_at_credentials(settings: Settings, now: datetime) -> _Found:
+    store = CredentialStore(settings.credentials_file)
+    if store.problem:
+        return "fail", store.problem, "restore it from a backup, or issue every token again"
+    stored = store.list()
+    valid = [one for one in stored if one.stand(now) == "valid"]
+    found = f"{len(valid)} tokens are good, of {len(stored)} ever issued"
+    soon = sorted(
+        {one.agent for one in valid if one.expires is not None and one.expires - now < TOKEN_WARN}
+    )
+    if soon:
+        return (
+            "warn",
+            f"{found}; some of {', '.join(soon)} end within {TOKEN_WARN.days} days",
+            "`tollkeeper agent rotate NAME`",
+        )
     return "ok", found, ""
 
 
@@ -249,6 +270,7 @@ _CHECKS: dict[str, Callable[[Settings, datetime], _Found]] = {
     "versions": _look_at_versions,
     "state": _look_at_state,
     "ca": _look_at_ca,
+    "credentials": _look_at_credentials,
     "clock": _look_at_clock,
     "disk": _look_at_disk,
     "descriptors": _look_at_descriptors,

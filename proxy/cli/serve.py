@@ -22,6 +22,7 @@ from proxy.cli.options import (
     say,
     state_option,
 )
+from proxy.credentials import CredentialStore
 from proxy.logs import configure
 from proxy.settings import (
     Settings,
@@ -205,3 +206,6 @@ def _prepare_state(settings: Settings) -> None:
     problems = check_state(settings.state, group=settings.state_group)
     if problems:
         raise Refused("\n  ".join(["the state directory is not safe", *map(str, problems)]))
+    damage = CredentialStore(settings.credentials_file).problem
+    if damage:
+        raise Refused(damage)

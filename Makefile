@@ -21,7 +21,8 @@ setup-dev:
 	@tools/setup dev
 
 run: setup ## start the proxy on 127.0.0.1:8080 with ./policies.yaml, written first where there is none
-	@[ -e policies.yaml ] || .venv/bin/tollkeeper init
+	@if [ -e policies.yaml ]; then echo "for an agent's environment: eval \"\$$(.venv/bin/tollkeeper init)\""; \
+	else .venv/bin/tollkeeper init; fi
 	@exec .venv/bin/tollkeeper serve $(ARGS)
 
 demo: setup-dev ## watch an allowed, a denied and a private call, then a forged log being caught

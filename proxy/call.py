@@ -80,7 +80,7 @@ def sni_matches(sni: str | None, host: str) -> bool:
 def describe_target(call: Call) -> Target:
     """What the record shows of a head that may still be refused: raw, bounded, made printable by
     the log."""
-    seen = call.head.target[:SEEN_BYTES_MAX].decode("latin-1")
+    seen = hide_userinfo(call.head.target[:SEEN_BYTES_MAX].decode("latin-1"))
     method = call.head.method[:32].decode("latin-1")
     scheme = call.scheme or ""
     if call.tunnel is not None:
@@ -96,6 +96,16 @@ def describe_target(call: Call) -> Target:
     if call.stage is Stage.CONNECT:
         return Target(method, host=seen[:255])
     return Target(method, path=seen.partition("?")[0])
+
+
+def hide_userinfo(text: str) -> str:
+    """A target, or a line `METHOD target …`, without the user information: it may be a password
+    (L6). An `@` in a path stays."""
+    before, at, behind = text.rpartition("@")
+    word, space, rest = before.partition(" ")
+    if not at or (rest if space else word).startswith("/"):
+        return text
+    return f"{word} ~@{behind}" if space else f"~@{behind}"
 
 
 def place(target: Target, host: str, port: int, request: Request | None = None) -> Target:

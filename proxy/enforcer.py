@@ -22,18 +22,24 @@ from typing import Protocol
 import structlog
 
 from audit.denials import DenialBudget
-from audit.writer import LogUnavailable, wall_clock
+from audit.writer import EventRefused, LogUnavailable, wall_clock
 from policies.ledger import Ledger, LedgerUnavailable
 from policies.model import Address, ContractBroken, Request, Verdict
 from policies.policy_set import PolicySet
 from policies.rate import RateLimiter
-from proxy.call import SEEN_BYTES_MAX, Call, describe_target, find_authorization, read_call
+from proxy.call import Call, describe_target, find_authorization, read_call
 from proxy.denial import Denial, deny
 from proxy.destination import DnsFailed, Resolver
 from proxy.exchange import Exchange
+from proxy.fault import NOT_RECORDED, LogSlow, explain_fault
 from proxy.identity import CredentialStore, IdentityRefusal, identify
 from proxy.metrics import Metrics
-from proxy.recording import AuditEvent, describe_decision, describe_outcome
+from proxy.recording import (
+    AuditEvent,
+    describe_decision,
+    describe_malformed,
+    describe_outcome,
+)
 from proxy.settings import Settings
 from proxy.vocabulary import (
     Close,
@@ -106,6 +112,7 @@ class _Run:
     serial: int
     upstream_started: float = 0.0
     resolving: bool = False
+    asked: bool = False  # the decision's record was handed over: it is, or may become, durable
     denial: Denial | None = None
 
 
@@ -150,6 +157,7 @@ class Enforcer:
         exchange = Exchange(
             secrets.token_hex(16), call.stage, generation.policy_set, observe=generation.observe
         )
+        exchange.target = describe_target(call)  # so that the record of a fault can name it
         self._runs[exchange.id] = _Run(call.client, time.monotonic(), generation.serial)
         return exchange
 
@@ -172,14 +180,13 @@ class Enforcer:
 
     def abandon(self, exchange: Exchange, error: BaseException) -> Refused:
         """Turn an exception into a recorded denial, without awaiting; never raises an Exception."""
-        reason = _reason_of(error)
-        queued = exchange.state.value.startswith("recording")
+        reason = explain_fault(error)
+        run = self._runs.get(exchange.id)
+        queued = run is not None and run.asked and not isinstance(error, NOT_RECORDED)
         if not isinstance(error, LogUnavailable):
             self.count_fault("exchange", error)
         try:
-            effects = exchange.handle(
-                Failed(reason, queued=queued and reason != "audit-unavailable")
-            )
+            effects = exchange.handle(Failed(reason, queued=queued))
             for _ in range(8):
                 answer = None
                 for effect in effects:
@@ -189,8 +196,13 @@ class Enforcer:
                 effects = exchange.handle(answer)
         except Exception as second:  # noqa: BLE001  the last net; the answer denies
             self.count_fault("abandon", second)
-        run = self._runs.pop(exchange.id, None)
-        denial = run.denial if run is not None else None
+        self._runs.pop(exchange.id, None)
+        denial = None
+        if run is not None:
+            denial = run.denial
+            if not run.asked or isinstance(error, EventRefused):
+                # the decision could not be written down: better this than no record
+                self._submit(describe_malformed(run.client, reason, b""))
         return Refused(exchange, denial or deny(reason, decision_id=exchange.id))
 
     def advance(self, exchange: Exchange, event: Event) -> str | None:
@@ -213,15 +225,7 @@ class Enforcer:
         self.metrics.safely(lambda m: m.count_request("", "deny", "malformed"))
         if not self._quiet:
             log.info("malformed", client=client, why=why)
-        event: dict[str, object] = {
-            "kind": "malformed",
-            "client": client,
-            "why": why,
-            "bytes": len(seen),
-        }
-        if seen:
-            event["head"] = seen[:SEEN_BYTES_MAX].decode("latin-1")
-        self._submit(event)
+        self._submit(describe_malformed(client, why, seen))
 
     def is_resolving(self, exchange: Exchange | None) -> bool:
         """Whether the exchange waits for DNS, the one thing that may outlast `hook_deadline_s`."""
@@ -280,16 +284,19 @@ class Enforcer:
         """Perform an effect that needs no waiting."""
         match effect:
             case Release(settle):
-                end = self.ledger.settle if settle else self.ledger.void
-                end(exchange.id)
+                self._release(exchange, settle=settle)
             case StoreRecord(OutcomeRecord() as record):
                 self._submit(describe_outcome(exchange.id, record, self._elapsed_ms(exchange)))
-                self._finish(
-                    exchange, record.status, "allow", record.error or record.cut or "allowed"
-                )
+                run = self._runs.get(exchange.id)
+                if run is not None and run.upstream_started:  # else the Deny behind it ends the run
+                    reason = record.error or record.cut or "allowed"
+                    self._finish(exchange, record.status, "allow", reason)
             case StoreRecord(DecisionRecord() as record):
+                asking = self._runs[exchange.id]
                 if self._is_recorded_singly(record):
-                    self._submit(self._describe(exchange, record))
+                    asking.asked = self._submit(self._describe(exchange, record))
+                else:
+                    asking.asked = True  # counted in a `dropped` record
                 return RecordStored(self.generation.policy_set, self._now())
             case Deny():
                 self._deny(exchange, effect)
@@ -328,17 +335,37 @@ class Enforcer:
             wait_ms = self._rates.admit(uses, rates, int(time.monotonic() * 1000))
             if wait_ms is not None:
                 return LedgerAnswered("rate-limited", wait_ms)
-        async with asyncio.timeout(self.settings.ledger_deadline_s):
-            try:
+        try:
+            async with asyncio.timeout(self.settings.ledger_deadline_s):
                 await self.ledger.reserve(exchange.id)
-            except TimeoutError:
-                raise LedgerUnavailable("the ledger did not answer in time") from None
+        except LedgerUnavailable as error:
+            self.count_fault("ledger", error)
+            return LedgerAnswered("ledger-unavailable")
+        except TimeoutError:  # nobody knows what it holds: the exchange has it voided
+            raise LedgerUnavailable("the ledger did not answer in time") from None
         return LedgerAnswered()
 
+    def _release(self, exchange: Exchange, *, settle: bool) -> None:
+        """A ledger that fails here must not cost the record that comes next."""
+        end = self.ledger.settle if settle else self.ledger.void
+        try:
+            end(exchange.id)
+        except Exception as error:  # noqa: BLE001  counted; the request itself has its verdict
+            self.count_fault("ledger", error)
+
     async def _store(self, exchange: Exchange, record: DecisionRecord) -> None:
-        if self._is_recorded_singly(record):
-            await self.recorder.store(self._describe(exchange, record))
-            self.metrics.safely(lambda m: m.count_record("decision"))
+        run = self._runs[exchange.id]
+        if not self._is_recorded_singly(record):
+            run.asked = True  # counted in a `dropped` record
+            return
+        event = self._describe(exchange, record)
+        run.asked = True  # from here on only the log itself can say that there is no record
+        try:
+            async with asyncio.timeout(self.settings.audit_deadline_s):
+                await self.recorder.store(event)
+        except TimeoutError:
+            raise LogSlow("the log was not durable in time") from None
+        self.metrics.safely(lambda m: m.count_record("decision"))
 
     def _is_recorded_singly(self, record: DecisionRecord) -> bool:
         """Whether this record is written, or only counted: a flood of denials must not fill the
@@ -358,13 +385,19 @@ class Enforcer:
             serial=run.serial,
         )
 
-    def _submit(self, event: AuditEvent) -> None:
+    def _submit(self, event: AuditEvent) -> bool:
+        """Queue a record; False: it is one that no log takes. Never raises an Exception."""
         try:
             self.recorder.submit(event)
-            self.metrics.safely(lambda m: m.count_record(str(event["kind"])))
         except LogUnavailable as error:
             code = error.code
             self.metrics.safely(lambda m: m.failed(code))
+            return True  # the log counts it, and says so once it works again
+        except Exception as error:  # noqa: BLE001  a refused event is a bug of ours; it is counted
+            self.count_fault("record", error)
+            return False
+        self.metrics.safely(lambda m: m.count_record(str(event["kind"])))
+        return True
 
     def _deny(self, exchange: Exchange, effect: Deny) -> Refused:
         rules = effect.decision.rules
@@ -452,17 +485,3 @@ class Enforcer:
 def _is_ending() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _reason_of(error: BaseException) -> str:
-    match error:
-        case LogUnavailable():
-            return error.code
-        case LedgerUnavailable():
-            return "ledger-unavailable"
-        case TimeoutError():
-            return "deadline-exceeded"
-        case ContractBroken():
-            return "contract-broken"
-        case _:
-            return "internal-error"

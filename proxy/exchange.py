@@ -25,7 +25,7 @@ from typing import Any
 
 from policies.canonical import RawHead, format_head, strip_request_params
 from policies.engine import decide, screen
-from policies.model import Address, ContractBroken, Decision, Principal, Request, Verdict, Would
+from policies.model import Address, ContractBroken, Decision, Principal, Request, Verdict
 from policies.policy_set import PolicySet
 from proxy.vocabulary import (
     Close,
@@ -141,12 +141,12 @@ class Exchange:
             port=target.port,
             scheme=event.request.scheme if event.request else None,
             now=event.now,
+            observe=self._observe,
         )
-        observed = self._observe and screened.reason == "host-not-allowed"
-        if screened.verdict is Verdict.DENY and not observed:
+        if screened.verdict is Verdict.DENY:
             return self._deny_as(screened)
         if self.stage is Stage.CONNECT:
-            self.decision = _observed(screened) if observed else screened
+            self.decision = screened
             return self._store_allow()
         if event.request is None:
             raise ContractBroken("a request head without a canonical request or a refusal")
@@ -221,9 +221,8 @@ class Exchange:
                 port=self.target.port,
                 scheme=None,
                 now=event.now,
+                observe=self._observe,
             )
-            if self._observe and again.reason == "host-not-allowed":
-                return ""
         else:
             again = decide(
                 self.request,
@@ -372,17 +371,6 @@ def ticket_digest(request: Request) -> bytes:
     """The digest a ticket for `request` carries; the adapter recomputes it from what it is about to
     send."""
     return digest_head(request.scheme, request.host, request.port, format_head(request))
-
-
-def _observed(screened: Decision) -> Decision:
-    """Observe mode lets through what is denied only for lack of an allow (policy.md 2.10)."""
-    return Decision(
-        Verdict.ALLOW,
-        "observed",
-        (),
-        screened.policy_digest,
-        would=Would(Verdict.DENY, screened.rules),
-    )
 
 
 _STEPS: dict[tuple[State, type[Event]], Callable[[Exchange, Any], list[Effect]]] = {

@@ -51,7 +51,9 @@ class PolicyKeeper:
         self._swapped = swapped
         self._archive_folder = settings.state / "policies"
         self._compiled = first
+        self._watched = frozenset(first.sources)  # every file whose change may matter
         self._seen: Mapping[str, object] = {}
+        self._is_waiting = False  # a good candidate that the log or the archive did not take
         self._stale_since: float | None = None
         self._lock = asyncio.Lock()
         self.problem = ""  # of the last reload; "" when it was fine
@@ -70,24 +72,29 @@ class PolicyKeeper:
         """Read the files again. Returns `applied`, `unchanged` or `rejected`."""
         async with self._lock:
             self._seen = self._look()
+            self._is_waiting = False
             try:
                 compiled = await asyncio.to_thread(compile_policy, self._settings.policies)
-            except (PolicyRejected, PolicyUnreadable) as error:
+            except Exception as error:  # noqa: BLE001  whatever it is, nothing changes
                 self._reject(error)
                 return "rejected"
-            self.problem = ""
-            self._stale_since = None
-            self._metrics.safely(lambda m: m.show_stale(False))
+            self._watched = frozenset(compiled.sources)
             if compiled.policy_set.digest == self._compiled.policy_set.digest:
+                self._compiled = compiled  # the same rules may stand in other files now
                 self.generation.refusal = ""
                 result = "unchanged"
             else:
                 try:
                     await self._apply(compiled)
-                    result = "applied"
-                except LogUnavailable as error:
+                except (LogUnavailable, OSError) as error:
                     self.problem = f"the new policy could not be recorded: {error}"
-                    result = "rejected"
+                    self._is_waiting = True
+                    self._stay_stale()
+                    return "rejected"
+                result = "applied"
+            self.problem = ""
+            self._stale_since = None
+            self._metrics.safely(lambda m: m.show_stale(False))
             self._metrics.safely(lambda m: m.count_reload(result))
             return result
 
@@ -95,11 +102,16 @@ class PolicyKeeper:
         """Reload whenever a policy file changes, through includes and symlink swaps; for ever."""
         while True:
             await asyncio.sleep(WATCH_S)
-            if self._look() != self._seen:
-                await asyncio.sleep(WATCH_S / 5)  # let an editor finish
-                result = await self.reload()
-                log.info("policy-reload", result=result, problem=self.problem or None)
-            self._expire()
+            try:
+                waits = self._is_waiting and self._recorder.failure is None
+                if waits or self._look() != self._seen:
+                    await asyncio.sleep(WATCH_S / 5)  # let an editor finish
+                    result = await self.reload()
+                    log.info("policy-reload", result=result, problem=self.problem or None)
+                self._expire()
+            except Exception as error:
+                self._metrics.safely(lambda m: m.count_fault("policy-watch"))
+                log.error("fault", where="policy-watch", exc_info=error)
 
     def _expire(self) -> None:
         limit_ms = self.generation.policy_set.defaults.stale_limit_ms
@@ -109,15 +121,19 @@ class PolicyKeeper:
             self.generation.refusal = "policy-stale"
             log.critical("policy-stale", remedy="fix the policy file; everything is denied")
 
-    def _reject(self, error: PolicyRejected | PolicyUnreadable) -> None:
-        lines = _describe(error)
-        self.problem = lines[0] if lines else str(error)
+    def _stay_stale(self) -> None:
         if self._stale_since is None:
             self._stale_since = time.monotonic()
         if self.generation.policy_set.defaults.on_bad_reload == "deny":
             self.generation.refusal = "policy-stale"
         self._metrics.safely(lambda m: m.show_stale(True))
         self._metrics.safely(lambda m: m.count_reload("rejected"))
+
+    def _reject(self, error: Exception) -> None:
+        lines = _describe(error)
+        self.problem = lines[0] if lines else str(error)
+        self._watched = frozenset(self._compiled.sources) | _list_sources(error)
+        self._stay_stale()
         log.error("policy-rejected", findings=len(lines), first=self.problem)
         try:
             self._recorder.submit({"kind": "policy.reject", "findings": lines[:_FINDINGS_MAX]})
@@ -172,7 +188,7 @@ class PolicyKeeper:
         """What tells a changed file: identity, size and time of every file the policy was read
         from."""
         seen: dict[str, object] = {}
-        for name in {str(self._settings.policies), *self._compiled.sources}:
+        for name in {str(self._settings.policies), *self._watched}:
             try:
                 status = Path(name).stat()
                 seen[name] = (status.st_ino, status.st_dev, status.st_size, status.st_mtime_ns)
@@ -193,11 +209,30 @@ def _archive(folder: Path, compiled: Compiled) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
+    handle = os.open(folder, os.O_RDONLY)  # the name is durable once its folder is
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
-def _describe(error: PolicyRejected | PolicyUnreadable) -> list[str]:
-    if isinstance(error, PolicyUnreadable):
-        return [str(error)]
-    return [
-        f"{f.file}:{f.line}:{f.column}: {f.severity}[{f.code}]: {f.message}" for f in error.findings
-    ]
+def _list_sources(error: Exception) -> frozenset[str]:
+    """The files of a candidate that was rejected: mending any of them must be noticed."""
+    match error:
+        case PolicyRejected():
+            return frozenset(error.sources)
+        case PolicyUnreadable():
+            return frozenset({error.file})
+    return frozenset()
+
+
+def _describe(error: Exception) -> list[str]:
+    match error:
+        case PolicyRejected():
+            return [
+                f"{f.file}:{f.line}:{f.column}: {f.severity}[{f.code}]: {f.message}"
+                for f in error.findings
+            ]
+        case PolicyUnreadable():
+            return [str(error)]
+    return [f"a fault of the policy compiler: {type(error).__name__}"]

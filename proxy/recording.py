@@ -5,9 +5,11 @@ Records take names, never values (audit.md section 7): no header value, no query
 credential.
 """
 
+import re
 from collections.abc import Mapping
 
 from policies.model import Principal
+from proxy.call import hide_userinfo
 from proxy.vocabulary import (
     DecisionRecord,
     OutcomeRecord,
@@ -17,6 +19,8 @@ AuditEvent = Mapping[str, object]
 
 REDACTED = "~"  # stands for a path segment that the rule hides; never a canonical segment by itself
 _PATH_CHARS_MAX = 4096
+_SEEN_BYTES_MAX = 256  # of the first line of a message that could not be parsed
+_FIELD = re.compile(r"\A([!-9;-~]+:).*", re.DOTALL)  # a field where a first line should be
 
 
 def describe_decision(
@@ -70,6 +74,25 @@ def describe_outcome(decision_id: str, record: OutcomeRecord, elapsed_ms: int) -
         event["cut"] = record.cut
     if record.error:
         event["error"] = record.error
+    return event
+
+
+def describe_malformed(client: str, why: str, seen: bytes) -> AuditEvent:
+    """The `malformed` event: of what was seen, only the first line, and no value in it.
+
+    Query, user information and field values are left out: there a credential may stand, also in a
+    message that nobody could parse (L6).
+    """
+    event: dict[str, object] = {
+        "kind": "malformed",
+        "client": client,
+        "why": why,
+        "bytes": len(seen),
+    }
+    line = seen.lstrip(b"\r\n").partition(b"\n")[0][:_SEEN_BYTES_MAX].decode("latin-1").rstrip("\r")
+    shown = _FIELD.sub(r"\1", hide_userinfo(line.partition("?")[0]))
+    if shown:
+        event["head"] = shown
     return event
 
 

@@ -17,8 +17,11 @@ class Ledger(Protocol):
     async def reserve(self, decision_id: str) -> None:
         """Hold what the decision may spend, whole or not at all.
 
+        Whoever cancels it calls `void`: whether something was held is then unknown.
+
         Raises:
             LedgerUnavailable: nothing was held.
+            ContractBroken: this decision has a reservation already.
         """
 
     def settle(self, decision_id: str) -> None:
@@ -29,8 +32,4 @@ class Ledger(Protocol):
         """
 
     def void(self, decision_id: str) -> None:
-        """End the reservation with nothing spent.
-
-        Raises:
-            ContractBroken: as `settle`.
-        """
+        """End the reservation with nothing spent; none is open, nothing happens (see `reserve`)."""

@@ -17,18 +17,15 @@ class MemoryLedger:
 
     def settle(self, decision_id: str) -> None:
         """See `Ledger.settle`."""
-        self._end(decision_id)
+        if decision_id not in self._open:
+            raise ContractBroken("I3: a reservation settles exactly once")
+        self._open.remove(decision_id)
 
     def void(self, decision_id: str) -> None:
         """See `Ledger.void`."""
-        self._end(decision_id)
+        self._open.discard(decision_id)
 
     @property
     def held(self) -> int:
         """How many reservations are open."""
         return len(self._open)
-
-    def _end(self, decision_id: str) -> None:
-        if decision_id not in self._open:
-            raise ContractBroken("I3: a reservation ends exactly once")
-        self._open.remove(decision_id)

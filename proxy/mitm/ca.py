@@ -34,8 +34,11 @@ def create_ca(folder: Path, now: datetime) -> Path:
         FileExistsError: there is a CA already.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in ("ca.key", "ca.pem"):  # half a pair left behind would hide which half is missing
+        if (folder / name).exists():
+            raise FileExistsError(f"{folder / name}: there is a CA already")
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name(
+    subject = x509.Name(
         [
             x509.NameAttribute(NameOID.COMMON_NAME, "Tollkeeper CA"),
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Tollkeeper"),
@@ -54,8 +57,8 @@ def create_ca(folder: Path, now: datetime) -> Path:
     )
     certificate = (
         x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
+        .subject_name(subject)
+        .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=2))  # clients' clocks lag

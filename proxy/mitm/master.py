@@ -10,21 +10,17 @@ import contextlib
 import socket
 from collections.abc import Callable
 from datetime import datetime
-from ipaddress import ip_address
 
 import structlog
 from mitmproxy.options import Options
 
 from audit.writer import wall_clock
-from policies.model import Address
 from proxy.denial import LAST_RESORT
-from proxy.destination import is_own
 from proxy.enforcer import Enforcer
 from proxy.mitm.handler import Handler
 from proxy.mitm.options import compare_options
 from proxy.mitm.session import MintBound
 from proxy.mitm.tls import Originator, Terminator
-from proxy.settings import Endpoint
 
 log = structlog.get_logger()
 
@@ -80,12 +76,6 @@ class Master:
     def connections_open(self) -> int:
         """Client connections that are being served."""
         return len(self._handlers)
-
-    def owns(self, address: Address, port: int) -> bool:
-        """Whether a connection to `address`:`port` would come back to this listener (F7)."""
-        if self._server is None:
-            return False
-        return is_own(address, port, [_endpoint(s.getsockname()) for s in self._server.sockets])
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -148,9 +138,5 @@ class Master:
             self.cut(lambda handler: not handler.session.exchanges, "draining")
             await asyncio.sleep(0.02)
         self.cut(lambda _handler: True, "draining")
-        while self._handlers and loop.time() < until + 2.0:
+        while self._handlers and loop.time() < until + 2.0:  # noqa: ASYNC110  they end themselves
             await asyncio.sleep(0.02)
-
-
-def _endpoint(bound: tuple[str, int]) -> Endpoint:
-    return Endpoint(ip_address(bound[0].partition("%")[0]), bound[1])

@@ -379,7 +379,26 @@ class Stream(layer.Layer):
             if self.tunnel.refusal and self.session.client_tls is None:
                 yield commands.CloseConnection(self.context.client)
             return
-        yield from child.handle_event(plain)
+        for command in child.handle_event(plain):
+            yield from self._through_wire(command)
+
+    def _through_wire(self, command: commands.Command) -> layer.CommandGenerator[None]:
+        """What the relay sends upstream passes the wire layer, and so the TLS below it.
+
+        A tunnel's own layers hold their upstream connections themselves.
+        """
+        server = self.context.server
+        if self.tunnel is None and isinstance(command, commands.ConnectionCommand):
+            if command.connection is server and isinstance(command, commands.SendData):
+                yield SendHttp(RequestData(self.stream_id, command.data), server)
+                return
+            if command.connection is server and isinstance(command, commands.CloseConnection):
+                yield SendHttp(
+                    RequestProtocolError(self.stream_id, "over", ErrorCode.PASSTHROUGH_CLOSE),
+                    server,
+                )
+                return
+        yield command
 
     # --- book-keeping
 

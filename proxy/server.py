@@ -1,0 +1,332 @@
+"""The composition root: builds each part once, starts, reloads, drains, stops.
+
+    state -> gates -> policy -> log -> CA -> self-test -> port -> ... -> drain -> log.close
+
+Rule 1: the port opens last. Whatever is wrong before leaves it closed, says where and why,
+        and exits non-zero.
+Rule 2: the log closes last. What was answered is recorded before `log.close`.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from ipaddress import ip_address
+
+import structlog
+
+from audit.denials import DenialBudget
+from audit.writer import LogUnavailable, Writer, wall_clock
+from policies.compile import compile_policy
+from policies.engine import screen
+from policies.ledger.memory import MemoryLedger
+from policies.model import Address, PolicyRejected, Verdict
+from policies.sources import PolicyUnreadable
+from proxy.admin.api import Status, build, ensure_token, open_listener, serve_admin
+from proxy.changes import COMMAND, answer_changes
+from proxy.control import Arguments, ControlServer
+from proxy.credentials import CredentialStore
+from proxy.destination import Resolver, is_own
+from proxy.enforcer import Enforcer
+from proxy.generation import PolicyKeeper
+from proxy.metrics import Metrics
+from proxy.settings import Endpoint, Settings
+from proxy.state import check_state, describe_software, is_blank
+from proxy.vocabulary import Stage
+
+log = structlog.get_logger()
+
+Command = Callable[[Arguments], Awaitable[Mapping[str, object]]]
+
+_DROPPED_S = 1.0
+
+
+class House:
+    """One running proxy: every part, built once."""
+
+    def __init__(self, settings: Settings) -> None:
+        # imported here: `tollkeeper --help` does not need 300 ms of mitmproxy
+        from proxy.mitm.ca import LeafMint
+        from proxy.mitm.gates import check_gates
+        from proxy.mitm.master import Master
+        from proxy.mitm.options import freeze_options
+        from proxy.mitm.tls import Originator, Terminator
+
+        os.environ.pop("SSLKEYLOGFILE", None)  # session keys are nobody's (threats.md J10)
+        os.environ.pop("MITMPROXY_SSLKEYLOGFILE", None)
+        self.settings = settings
+        self.passed = check_gates()
+        compiled = compile_policy(settings.policies)
+        self.metrics = Metrics(describe_software().partition("/")[2])
+        mint = LeafMint.load(settings.state / "ca")
+        self.terminator = Terminator(mint, http2=self.passed.http2)
+        self.originator = Originator(settings.upstream_ca_files)
+        self.options = freeze_options(
+            idle_timeout_s=int(settings.idle_timeout_s), http2=self.passed.http2
+        )
+        self.credentials = CredentialStore(settings.state / "credentials.json")
+        self.writer = Writer.open(
+            settings.state / "log",
+            software=describe_software(),
+            heartbeat_s=settings.heartbeat_s,
+            observer=self.metrics,
+        )
+        self.denials = DenialBudget()
+        self.keeper = PolicyKeeper(
+            settings, compiled, recorder=self.writer, metrics=self.metrics, swapped=self._tighten
+        )
+        self.enforcer = Enforcer(
+            settings,
+            self.keeper.generation,
+            recorder=self.writer,
+            ledger=MemoryLedger(),
+            resolver=Resolver(settings.resolve, timeout_s=settings.dns_timeout_s),
+            credentials=self.credentials,
+            metrics=self.metrics,
+            denials=self.denials,
+        )
+        self.master = Master(
+            self.enforcer,
+            self.terminator,
+            self.originator,
+            self.options,
+            http2=self.passed.http2,
+        )
+        self.admin_token = (
+            None if settings.admin.is_loopback else ensure_token(settings.state / "admin.token")
+        )
+        self.admin = open_listener(settings.admin)
+        self.enforcer.owns = self.owns
+        self.metrics.watch(
+            connections_open=lambda: self.master.connections_open,
+            audit_queue_depth=lambda: self.writer.queue_depth,
+            audit_size_records=lambda: self.writer.size,
+        )
+        self.listening: Endpoint | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> Endpoint:
+        """Bring the policy into force, prove the gate on loopback, open the port.
+
+        Raises:
+            LogUnavailable, SelfTestFailed, OptionsTampered, OSError: the port stays closed.
+        """
+        from proxy.mitm.selftest import prove_gate
+
+        await self.keeper.start()
+        await prove_gate(self.settings, self.terminator, self.options, http2=self.passed.http2)
+        for note in self.passed.notes:
+            log.warning("gate", note=note)
+            await self.writer.store({"kind": "alert", "cause": "http2-off", "detail": note})
+        listen = self.settings.listen
+        self.listening = _endpoint(await self.master.listen((listen.host, listen.port)))
+        loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(self.keeper.watch()),
+            loop.create_task(self._report_dropped()),
+        ]
+        return self.listening
+
+    async def stop(self) -> None:
+        """Drain, then close the log."""
+        self.enforcer.draining = True
+        await self.master.drain(self.settings.drain_timeout_s)
+        for task in self._tasks:
+            task.cancel()
+        self._submit_dropped()
+        await asyncio.to_thread(self.writer.close)
+
+    def owns(self, address: Address, port: int) -> bool:
+        """Whether this is a port of ours: no agent reaches the proxy or the admin through us."""
+        ports = [_endpoint(self.admin.getsockname())]
+        return is_own(address, port, [*ports, self.listening] if self.listening else ports)
+
+    async def abort(self) -> None:
+        """Give the log back where the start failed."""
+        self.admin.close()
+        await self.master.drain(0.0)
+        await asyncio.to_thread(self.writer.close)
+
+    def hurry(self) -> None:
+        """Do not wait for what is still under way."""
+        self.master.cut(lambda _handler: True, "draining")
+
+    def status(self) -> Status:
+        """For /readyz: is there any reason why a request that the policy allows would be denied?"""
+        generation = self.keeper.generation
+        checks = {
+            "log": self.writer.failure or "",
+            "policy": self.keeper.problem if generation.refusal else "",
+            "sealed": self.master.sealed,
+            "draining": "draining" if self.enforcer.draining else "",
+            "listening": "" if self.listening else "not listening yet",
+        }
+        details = {
+            "policy_digest": generation.policy_set.digest,
+            "policy_serial": str(generation.serial),
+            "policy_problem": self.keeper.problem,
+            "mode": "observe" if generation.observe else "enforce",
+            "connections": str(self.master.connections_open),
+            "records": str(self.writer.size),
+        }
+        return Status(checks, details)
+
+    async def reload(self) -> str:
+        """What SIGHUP and the control socket ask for."""
+        return await self.keeper.reload()
+
+    def _tighten(self) -> None:
+        """Cut what the new policy would no longer let out (policy.md 2.11)."""
+        from proxy.mitm.handler import Handler
+
+        policy_set = self.keeper.generation.policy_set
+        if not policy_set.defaults.cut_on_tighten:
+            return
+        now = wall_clock()
+
+        def is_denied(handler: Handler) -> bool:
+            for exchange in handler.session.exchanges.values():
+                principal, target = exchange.principal, exchange.target
+                if principal is None or exchange.stage is not Stage.REQUEST:
+                    continue
+                verdict = screen(
+                    principal,
+                    policy_set,
+                    host=target.host,
+                    port=target.port,
+                    scheme=exchange.request.scheme if exchange.request else None,
+                    now=now,
+                )
+                if verdict.verdict is Verdict.DENY and not self.keeper.generation.observe:
+                    return True
+            return False
+
+        cut = self.master.cut(is_denied, "policy-changed")
+        if cut:
+            log.info("tightened", connections_cut=cut)
+
+    async def _report_dropped(self) -> None:
+        while True:
+            await asyncio.sleep(_DROPPED_S)
+            self._submit_dropped()
+
+    def _submit_dropped(self) -> None:
+        for event in self.denials.drain():
+            with contextlib.suppress(LogUnavailable):
+                self.writer.submit(event)
+
+
+async def serve(settings: Settings, *, announce: Callable[[str], None]) -> int:
+    """Run until SIGTERM or SIGINT, then drain. Returns the exit code.
+
+    `announce` gets the lines for the person who started it. SIGHUP reloads the policy; a second
+    SIGTERM or SIGINT ends at once, with the log still closed in order.
+
+    Raises:
+        PolicyRejected, PolicyUnreadable, CaUnusable, GateClosed, SelfTestFailed, OptionsTampered,
+        LogMissing, LogBusy, LogBroken, LogUnavailable, OSError: the port was never opened.
+    """
+    house = House(settings)
+    try:
+        listening = await house.start()
+    except BaseException:
+        await house.abort()
+        raise
+    control = ControlServer(settings.state / "control.sock", list_commands(house))
+    admin: asyncio.Task[None] | None = None
+    try:
+        await control.start()
+        admin = asyncio.get_running_loop().create_task(_serve_admin(house))
+        announce(f"admin on http://{_endpoint(house.admin.getsockname())}")
+        announce(f"listening on {listening}")
+        await _wait_for_signals(house)
+    finally:
+        announce("draining")
+        await house.stop()
+        await control.close()
+        if admin is not None:
+            admin.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await admin
+    return 0
+
+
+async def _serve_admin(house: House) -> None:
+    app = build(house.status, house.metrics, token=house.admin_token)
+    await serve_admin(app, house.admin)
+
+
+def _endpoint(bound: tuple[str, int]) -> Endpoint:
+    return Endpoint(ip_address(bound[0].partition("%")[0]), bound[1])
+
+
+def list_commands(house: House) -> dict[str, Command]:
+    """What a running server does for the command line (proxy/control.py)."""
+
+    async def reload(_arguments: Arguments) -> Mapping[str, object]:
+        return {"result": await house.reload(), "problem": house.keeper.problem}
+
+    async def status(_arguments: Arguments) -> Mapping[str, object]:
+        current = house.status()
+        return {"checks": dict(current.checks), "details": dict(current.details)}
+
+    return {"reload": reload, "status": status, COMMAND: answer_changes(house.writer)}
+
+
+async def _wait_for_signals(house: House) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    reloads: set[asyncio.Task[str]] = set()
+
+    def reload() -> None:
+        task = loop.create_task(house.reload())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    try:
+        await stop.wait()
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, house.hurry)
+        loop.remove_signal_handler(signal.SIGHUP)
+
+
+def check(settings: Settings) -> list[str]:
+    """Everything `serve` looks at before it opens a port. Returns the problems, none if it would.
+
+    Nothing is written: the log is verified, not opened.
+    """
+    from proxy.mitm.ca import CaUnusable, LeafMint
+    from proxy.mitm.gates import GateClosed, check_gates
+    from proxy.mitm.tls import Originator
+
+    problems: list[str] = []
+    try:
+        problems += check_gates().notes
+    except GateClosed as error:
+        problems.append(str(error))
+    try:
+        compile_policy(settings.policies)
+    except PolicyRejected as error:
+        problems += [
+            f"{f.file}:{f.line}:{f.column}: {f.severity}[{f.code}]: {f.message}"
+            for f in error.findings
+        ]
+    except PolicyUnreadable as error:
+        problems.append(str(error))
+    if not is_blank(settings.state):
+        problems += [str(problem) for problem in check_state(settings.state)]
+        try:
+            LeafMint.load(settings.state / "ca")
+        except CaUnusable as error:
+            problems.append(str(error))
+    try:
+        Originator(settings.upstream_ca_files)
+    except Exception as error:  # noqa: BLE001  pyOpenSSL's own errors have no text; the files are named
+        names = ", ".join(map(str, settings.upstream_ca_files))
+        problems.append(f"--upstream-ca {names}: {error!r}; give PEM files that can be read")
+    return problems

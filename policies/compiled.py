@@ -66,7 +66,7 @@ class CompiledRule:
         )
         checked = [check.field for check in self.checks]
         plain = [field for field in _plain_fields(rule) if field not in checked]
-        self.reads: tuple[Read, ...] = tuple([read_of(field, TRUE) for field in plain + checked])
+        self.reads: tuple[Read, ...] = _list_reads(tuple(plain + checked))
         self.obligations: Obligations = _join_alone(rule)
         self.path_params: PathParams | Literal[""] = rule.with_.path_params or ""
 
@@ -154,6 +154,11 @@ def compile_window(window: Window | None) -> tuple[Check, ...]:
 def read_of(field: str, outcome: Outcome) -> Read:
     """A shared Read. The check `unless` holds when the exception does not; the Read says which."""
     return Read(field, negate(outcome) if field == "unless" else outcome)
+
+
+@lru_cache(maxsize=4096)
+def _list_reads(fields: tuple[str, ...]) -> tuple[Read, ...]:
+    return tuple([read_of(field, TRUE) for field in fields])
 
 
 def _compile_checks(rule: Rule, when: tuple[Check, ...]) -> tuple[Check, ...]:

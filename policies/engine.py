@@ -127,8 +127,7 @@ def _screen(
     walls: list[CompiledRule] = []
     openings: list[CompiledRule] = []
     for table in policy_set.index.find_tables(host, port):
-        table.walls.collect(agent.id, agent.groups, walls)
-        table.openings.collect(agent.id, agent.groups, openings)
+        table.collect_stage_1(agent.id, agent.groups, walls, openings)
     schemes: tuple[Scheme, ...] = ("https", "http") if scheme is None else (scheme,)
     closed: set[str] = set()
     would: Would | None = None

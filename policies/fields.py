@@ -26,6 +26,7 @@ OVERRIDE_QUERY_KEY = "_method"
 _HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "te", "transfer-encoding", "upgrade", "http2-settings", "expect"}
 )  # `expect`: the proxy answers 100 itself
+_NEVER_KEPT = _HOP_BY_HOP | {"host", "sec-websocket-extensions"}
 _SINGLE = frozenset(
     {"host", "content-length", "content-type", "content-encoding", "authorization"}
     | {"transfer-encoding", "expect", "upgrade", "sec-websocket-key", "sec-websocket-version"}
@@ -71,16 +72,9 @@ def canonicalise_fields(raw: Iterable[tuple[bytes, bytes]], version: str) -> Fie
     websocket = version == "1.1" and _is_websocket(single, nominated)
     if not websocket and "websocket" in single.get("upgrade", "").lower():
         return Refusal("upgrade-refused", "not an exact WebSocket version 13 handshake")
-    dropped = nominated | _HOP_BY_HOP
+    dropped = nominated | _NEVER_KEPT
     kept = tuple(
-        [
-            field
-            for field in named
-            if field[0] not in dropped
-            and field[0] != "host"
-            and field[0] != "sec-websocket-extensions"
-            and not field[0].startswith("proxy-")
-        ]
+        [field for field in named if field[0] not in dropped and not field[0].startswith("proxy-")]
     )
     return Fields(kept, single.get("host"), framing[0], framing[1], websocket)
 

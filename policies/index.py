@@ -9,7 +9,7 @@ Rule 2: nothing here scans rules. The cost of a look-up grows with the labels an
 Rule 3: built once, then only read; `PolicySet` never changes an index.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from policies.match import glob_matches, is_int, is_uuid, split_path
 from policies.regex import read_literal_prefix
@@ -25,14 +25,14 @@ class Audience[T]:
     __slots__ = ("agents", "everyone", "groups")
 
     def __init__(self) -> None:
-        self.everyone: list[T] = []
+        self.everyone: list[T] | tuple[()] = ()
         self.agents: dict[str, list[T]] | None = None
         self.groups: dict[str, list[T]] | None = None
 
     def add(self, who: Who | None, entry: T) -> None:
         """File `entry` under everyone, or under each agent and group of `who`."""
         if who is None:
-            self.everyone.append(entry)
+            self.everyone = _append(self.everyone, entry)
             return
         if who.agents:
             self.agents = _file(self.agents, who.agents, entry)
@@ -102,29 +102,52 @@ class Node[T]:
 class Wild[T]:
     """The children of a node that are not literal. Globs are found by their literal beginning."""
 
-    __slots__ = ("globs", "lengths", "typed")
+    __slots__ = ("any", "globs", "int", "lengths", "uuid")
 
     def __init__(self) -> None:
-        self.typed: dict[str, Node[T]] = {}  # any, int, uuid
-        self.globs: dict[str, dict[str, Node[T]]] = {}  # beginning -> glob -> child
-        self.lengths: tuple[int, ...] = ()
+        self.any: Node[T] | None = None
+        self.int: Node[T] | None = None
+        self.uuid: Node[T] | None = None
+        self.globs: dict[str, dict[str, Node[T]]] | None = None  # beginning -> glob -> child
+        self.lengths: tuple[int, ...] = ()  # of the beginnings
 
     def child(self, segment: Segment) -> Node[T]:
         """The child for a pattern's segment, made if it is not there yet."""
-        if segment.kind != "glob":
-            return self.typed.setdefault(segment.kind, Node())
-        beginning = segment.text.partition("*")[0]
+        match segment.kind:
+            case "int":
+                self.int = self.int or Node()
+                return self.int
+            case "uuid":
+                self.uuid = self.uuid or Node()
+                return self.uuid
+            case "glob":
+                return self._glob_child(segment.text)
+            case _:
+                self.any = self.any or Node()
+                return self.any
+
+    def _glob_child(self, glob: str) -> Node[T]:
+        if self.globs is None:
+            self.globs = {}
+        beginning = glob.partition("*")[0]
         if len(beginning) not in self.lengths:
             self.lengths += (len(beginning),)
-        return self.globs.setdefault(beginning, {}).setdefault(segment.text, Node())
+        return self.globs.setdefault(beginning, {}).setdefault(glob, Node())
 
     def matching(self, segment: str) -> list[Node[T]]:
         """The children whose pattern matches a segment that is not empty."""
-        children = [child for kind, child in self.typed.items() if _TYPED[kind](segment)]
-        for length in self.lengths:
-            for glob, child in self.globs.get(segment[:length], {}).items():
-                if glob_matches(glob, segment):
-                    children.append(child)
+        children = []
+        if self.any is not None:
+            children.append(self.any)
+        if self.int is not None and is_int(segment):
+            children.append(self.int)
+        if self.uuid is not None and is_uuid(segment):
+            children.append(self.uuid)
+        if self.globs is not None:
+            for length in self.lengths:
+                for glob, child in self.globs.get(segment[:length], {}).items():
+                    if glob_matches(glob, segment):
+                        children.append(child)
         return children
 
 
@@ -135,8 +158,27 @@ class PortTable[T]:
 
     def __init__(self) -> None:
         self.root: Node[T] = Node()
-        self.openings: Audience[T] = Audience()  # allows that could still match
-        self.walls: Audience[T] = Audience()  # denies that match whatever comes
+        self.openings: Audience[T] | None = None  # allows that could still match
+        self.walls: Audience[T] | None = None  # denies that match whatever comes
+
+    def add_opening(self, who: Who | None, entry: T) -> None:
+        """File an allow for stage 1."""
+        self.openings = self.openings or Audience()
+        self.openings.add(who, entry)
+
+    def add_wall(self, who: Who | None, entry: T) -> None:
+        """File a deny for stage 1."""
+        self.walls = self.walls or Audience()
+        self.walls.add(who, entry)
+
+    def collect_stage_1(
+        self, agent: str, groups: Iterable[str], walls: list[T], openings: list[T]
+    ) -> None:
+        """Append what stage 1 has to judge for `agent`."""
+        if self.walls is not None:
+            self.walls.collect(agent, groups, walls)
+        if self.openings is not None:
+            self.openings.collect(agent, groups, openings)
 
 
 type Ports[T] = dict[int | None, PortTable[T]]
@@ -229,12 +271,17 @@ def _file[T](
 ) -> dict[str, list[T]]:
     table = {} if table is None else table
     for name in names:
-        table.setdefault(name, []).append(entry)
+        table[name] = _append(table.get(name, ()), entry)
     return table
+
+
+def _append[T](entries: list[T] | tuple[()], entry: T) -> list[T]:
+    """Add to a list that is made when it is needed, with room for one: most have one."""
+    if not isinstance(entries, list):
+        return [entry]
+    entries.append(entry)
+    return entries
 
 
 def _is_address(host: str) -> bool:
     return ":" in host or host[-1:].isdigit()
-
-
-_TYPED: dict[str, Callable[[str], bool]] = {"any": bool, "int": is_int, "uuid": is_uuid}

@@ -6,9 +6,10 @@ Rule 1: immutable and complete. A reload builds another one and swaps one refere
 Rule 2: the digest is given, not computed here: it covers the file's tree (compile.py).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 from policies.compiled import CompiledRule, compile_rule
 from policies.index import HostIndex, paths_for
@@ -44,7 +45,8 @@ def build(
         ValueError: two rules, agents or rates share an id, a rule names an unknown rate, or a
             regular expression is bad. The validator reports all of these as findings before.
     """
-    all_rules = tuple(rules)
+    pool: dict[Hashable, Any] = {}
+    all_rules = tuple([_share(rule, pool) for rule in rules])
     _key_by_id("rule", all_rules)
     known_rates = _key_by_id("rate", rates)
     for rule in all_rules:
@@ -71,6 +73,31 @@ def _key_by_id[T: (Rule, Agent, Rate)](kind: str, entries: Iterable[T]) -> Mappi
     return MappingProxyType(keyed)
 
 
+def _share(rule: Rule, pool: dict[Hashable, Any]) -> Rule:
+    """The same rule, with equal parts of equal rules held in memory once."""
+
+    def one[P: Hashable](part: P) -> P:
+        found: P = pool.setdefault(part, part)
+        return found
+
+    def spread(path: PathPattern) -> PathPattern:
+        return one(PathPattern(tuple(map(one, path.segments)), path.rest))
+
+    match = rule.match
+    shared = replace(
+        match,
+        schemes=one(match.schemes),
+        ports=one(match.ports),
+        methods=one(match.methods),
+        paths=match.paths and one(tuple(map(spread, match.paths))),
+        path_res=one(match.path_res),
+        query=one(match.query),
+        headers=one(match.headers),
+        dest_ip=one(match.dest_ip),
+    )
+    return replace(rule, match=shared, who=one(rule.who), with_=one(rule.with_))
+
+
 def _build_index(rules: tuple[Rule, ...]) -> HostIndex[CompiledRule]:
     index: HostIndex[CompiledRule] = HostIndex()
     opened: set[tuple[int, Who | None, frozenset[Scheme] | None, bool]] = set()
@@ -80,12 +107,12 @@ def _build_index(rules: tuple[Rule, ...]) -> HostIndex[CompiledRule]:
             for pattern in _list_patterns(compiled):
                 table.root.place(pattern).add(rule.who, compiled)
             if compiled.is_wall():
-                table.walls.add(rule.who, compiled)
+                table.add_wall(rule.who, compiled)
             elif not compiled.is_deny:
                 # stage 1 needs one witness, so of ten thousand alike it keeps the first
                 alike = (id(table), rule.who, rule.match.schemes, rule.shadow)
                 if compiled.gates or alike not in opened:
-                    table.openings.add(rule.who, compiled)
+                    table.add_opening(rule.who, compiled)
                 if not compiled.gates:
                     opened.add(alike)
     return index

@@ -21,6 +21,7 @@ PATH_BYTES_MAX = 4096
 _PLAIN_PATH = re.compile(r"(?:/[A-Za-z0-9\-_~!$&'()*+,=:@][A-Za-z0-9\-._~!$&'()*+,=:@]*)+/?|/")
 _VISIBLE = re.compile(rb"[\x21-\x7e]*")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_NON_ASCII_ESCAPE = re.compile(r"%[89A-Fa-f]")
 _FORBIDDEN_ESCAPE = re.compile(r"%(?:[01][0-9A-Fa-f]|7[Ff]|2[Ff]|5[Cc])")  # controls, `/`, `\`
 _DOUBLE_ESCAPE = re.compile(r"%25(?:[0-9A-Fa-f]{2}|[uU])")
 _ESCAPE_OR_ODD = re.compile(r"%[0-9A-Fa-f]{2}|[\"<>\[\]^`{|}]")
@@ -104,7 +105,7 @@ def _decode_escapes(text: str) -> str | Refusal:
         return _refuse_path("path holds an invalid percent escape")
     if _FORBIDDEN_ESCAPE.search(text):
         return _refuse_path("path holds an encoded slash, backslash or control character")
-    if not _is_utf8(unquote_to_bytes(text)):
+    if _NON_ASCII_ESCAPE.search(text) and not _is_utf8(unquote_to_bytes(text)):
         return _refuse_path("path is not UTF-8")
     decoded = _ESCAPE_OR_ODD.sub(_normalise_escape, text)
     if _DOUBLE_ESCAPE.search(decoded):
@@ -152,6 +153,8 @@ def _read_query(raw: str) -> tuple[tuple[str, str], ...] | Refusal:
 
 
 def _decode_query(text: str) -> str:
+    if "%" not in text:
+        return text.replace("+", " ")
     return unquote_to_bytes(text.replace("+", " ")).decode("utf-8")
 
 

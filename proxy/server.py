@@ -81,7 +81,7 @@ class House:
             self.keeper.generation,
             recorder=self.writer,
             ledger=MemoryLedger(),
-            resolver=Resolver(settings.resolve, timeout_s=settings.dns_timeout_s),
+            resolver=Resolver(settings.resolve, dns=settings.dns, timeout_s=settings.dns_timeout_s),
             credentials=self.credentials,
             metrics=self.metrics,
             denials=self.denials,

@@ -363,7 +363,8 @@ class Handler(ConnectionHandler):
         try:
             if ticket is None:
                 raise ContractBroken("L1: dialling without a ticket")
-            reader, writer = await dial(ticket, self.session.settings.connect_timeout_s)
+            settings = self.session.settings
+            reached = await dial(ticket, settings.connect_timeout_s, settings.upstream_proxy)
         except BaseException as error:
             reason = explain_failure(error)
             server.error = reason
@@ -375,10 +376,12 @@ class Handler(ConnectionHandler):
                 raise
             return
         server.state = ConnectionState.OPEN
-        server.peername = writer.get_extra_info("peername")
-        server.sockname = writer.get_extra_info("sockname")
+        server.peername = (str(reached.address), ticket.dial_port)
+        server.sockname = reached.writer.get_extra_info("sockname")
         task = asyncio.current_task()
-        self.transports[server] = ConnectionIO(handler=task, reader=reader, writer=writer)
+        self.transports[server] = ConnectionIO(
+            handler=task, reader=reached.reader, writer=reached.writer
+        )
         deadline_s = self.session.settings.connect_timeout_s
         bound = asyncio.get_running_loop().call_later(deadline_s, self._end_handshake, server)
         await self.server_event(events.OpenConnectionCompleted(command, None))

@@ -109,6 +109,7 @@ def hide_userinfo(text: str) -> str:
 
 
 def place(target: Target, host: str, port: int, request: Request | None = None) -> Target:
+    """The target as judged: in canonical form where there is one, with the query's keys only."""
     if request is None:
         return Target(target.method, host, port, sni=target.sni)
     keys = tuple(dict.fromkeys(key for key, _ in request.query_pairs))

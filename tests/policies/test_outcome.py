@@ -5,7 +5,7 @@ import pytest
 from policies.outcome import Outcome, agree, conjoin, negate
 
 
-def test_not() -> None:
+def test_negation_keeps_what_is_unknown() -> None:
     assert [negate(one) for one in ("true", "false", "unknown")] == ["false", "true", "unknown"]
 
 
@@ -18,7 +18,7 @@ AND: dict[str, tuple[list[Outcome], Outcome]] = {
 
 
 @pytest.mark.parametrize(("outcomes", "expected"), AND.values(), ids=AND)
-def test_and(outcomes: list[Outcome], expected: Outcome) -> None:
+def test_false_beats_unknown_in_a_conjunction(outcomes: list[Outcome], expected: Outcome) -> None:
     assert conjoin(outcomes) == expected
 
 

@@ -14,7 +14,7 @@ case "$*" in
     *ensurepip*) echo "$0" ;;
     "-I -c "*) echo "{home}" ;;
     "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python && echo venv >>calls ;;
-    *"pip "*"--no-deps --require-hashes --only-binary :all: -r "*) echo "lock ${{*##*-r }}" >>calls ;;
+    *" --require-hashes --only-binary :all: -r "*) echo "lock ${{*##*-r }}" >>calls ;;
     *"pip "*-e*) echo ourselves >>calls ;;
 esac
 """

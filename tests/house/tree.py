@@ -12,8 +12,12 @@ ROOMS = ("audit", "policies", "proxy")
 @cache
 def files() -> tuple[Path, ...]:
     """Every file that is, or is about to be, part of the repository."""
+    # the checkout may belong to somebody else, as in CI containers
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        [
+            *("git", "-c", "safe.directory=*", "ls-files", "-z"),
+            *("--cached", "--others", "--exclude-standard"),
+        ],
         cwd=ROOT,
         check=True,
         capture_output=True,

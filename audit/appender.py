@@ -99,8 +99,7 @@ class Appender:
         try:
             written = os.write(self._fd, data)
         except OSError as error:
-            cause: FailureCause = "disk-full" if error.errno in _NO_SPACE else "io-error"
-            raise AppendFailed(cause, f"write failed: {error.strerror}") from error
+            raise _failed("write", error) from error
         if written != len(data):
             raise AppendFailed("short-write", f"{written} of {len(data)} bytes were written")
         _sync(self._fd)
@@ -121,13 +120,13 @@ class Appender:
         if end == self.size:
             return None
         name = torn_name(seq)
-        self._save(name, os.pread(self._fd, end - self.size, self.size))
         try:
+            self._save(name, os.pread(self._fd, end - self.size, self.size))
             os.ftruncate(self._fd, self.size)
+            _sync(self._fd)
+            return describe(self._folder / name)
         except OSError as error:
-            raise AppendFailed("io-error", f"truncate failed: {error.strerror}") from error
-        _sync(self._fd)
-        return describe(self._folder / name)
+            raise _failed("moving a torn tail away", error) from error
 
     def has_space(self) -> bool:
         """Whether the volume has more free than the floor and a little."""
@@ -142,11 +141,7 @@ class Appender:
         fd = os.open(self._folder / name, flags, 0o600)
         try:
             before = os.fstat(fd).st_size
-            try:
-                written = os.write(fd, data)
-            except OSError as error:
-                cause: FailureCause = "disk-full" if error.errno in _NO_SPACE else "io-error"
-                raise AppendFailed(cause, f"write failed: {error.strerror}") from error
+            written = os.write(fd, data)
             if written != len(data):
                 os.ftruncate(fd, before)
                 raise AppendFailed("short-write", f"{written} of {len(data)} bytes were saved")
@@ -181,6 +176,11 @@ class Appender:
     def _free_bytes(self) -> int:
         volume = os.fstatvfs(self._fd)
         return volume.f_bavail * volume.f_frsize
+
+
+def _failed(what: str, error: OSError) -> AppendFailed:
+    cause: FailureCause = "disk-full" if error.errno in _NO_SPACE else "io-error"
+    return AppendFailed(cause, f"{what} failed: {error.strerror}")
 
 
 def _sync(fd: int) -> None:

@@ -90,6 +90,15 @@ def open_event(software: str, heartbeat_s: float, *, after: str) -> Mapping[str,
     }
 
 
+def recovery_event(cause: str, torn: Torn | None) -> Mapping[str, object]:
+    """What stood behind the last good record and where it was put; bytes 0 for nothing."""
+    event: dict[str, object] = {"kind": "recovery", "cause": cause, "bytes": 0}
+    if torn is None:
+        return event
+    moved = {"bytes": torn.size, "digest": torn.digest, "file": torn.name, "head": torn.head}
+    return {**event, **moved}
+
+
 def _boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -51,6 +51,7 @@ from audit.folder import (
     format_ts,
     open_event,
     open_log,
+    recovery_event,
 )
 from audit.record import EventRefused, encode, settle
 from audit.waiters import Stored, Waiter, answer
@@ -142,6 +143,7 @@ class Writer:
         self._idle = False
         self._failure: FailureCause | None = None
         self._failure_detail = ""
+        self._torn: Torn | None = None  # moved away, not yet named by a `recovery` record
         self._closing = False
         self._pid = os.getpid()
         self.last_commit_monotonic = time.monotonic()
@@ -259,6 +261,7 @@ class Writer:
             if self._closing:
                 return
             if self._failure is None:
+                self._seal_dropped()
                 self._seal({"kind": "log.close"}, None, counted=False)
             self._closing = True
         self._bell.put(None)
@@ -361,7 +364,7 @@ class Writer:
         event = open_event(software, self._heartbeat_s, after=after)
         self._link(event, format_ts(self._last_now), None, counted=False)
         for torn in self._opened.torn:
-            self._link(_recovery("torn-tail", torn), self._head.ts, None, counted=False)
+            self._link(recovery_event("torn-tail", torn), self._head.ts, None, counted=False)
         if ahead:  # the clock went back while no writer ran
             step = {"kind": "clock.step", "from": clock_was, "to": _text(self._last_now)}
             self._link(step, self._head.ts, None, counted=False)
@@ -410,13 +413,15 @@ class Writer:
             self._heartbeat_due_s = time.monotonic() + self._heartbeat_s
             self._seal({"kind": "heartbeat"}, None, counted=False)
         if self._dropped and not self._queue:
-            self._seal_dropped(self._dropped)
-            self._dropped.clear()
+            self._seal_dropped()
 
-    def _seal_dropped(self, dropped: Counter[str]) -> None:
+    def _seal_dropped(self) -> Counter[str]:
+        """Under the lock: say how many were refused since this was last said."""
+        dropped, self._dropped = self._dropped, Counter()
         for reason, count in sorted(dropped.items()):
             event = {"kind": "dropped", "n": count, "reason": reason}
             self._seal(event, None, counted=False)
+        return dropped
 
     def _commit(self, group: list[_Sealed]) -> None:
         started_s = time.monotonic()
@@ -448,24 +453,25 @@ class Writer:
 
     def _recover(self, *, use_reserve: bool) -> bool:
         """After a full disk: move the unacknowledged away, say so, go on. False: not yet."""
+        dropped: Counter[str] = Counter()
         try:
             if not use_reserve and not self._appender.has_space():
                 return False
-            torn = self._appender.salvage(self._durable.seq)
+            self._torn = self._appender.salvage(self._durable.seq) or self._torn
             with self._lock:
-                self._seal(_recovery("disk-full", torn), None, counted=False)
-                dropped = self._dropped.copy()
-                self._seal_dropped(+dropped)
+                self._seal(recovery_event("disk-full", self._torn), None, counted=False)
+                dropped = self._seal_dropped()
                 group = self._take()
             data = b"".join([sealed.line for sealed in group])
             self._appender.append(data, use_reserve=use_reserve)
         except AppendFailed as failed:
+            with self._lock:
+                self._dropped += dropped
             self._fail([], failed.cause, str(failed))
             return False
         with self._lock:
             self._durable = group[-1].head
-            self._dropped -= dropped
-            self._failure = None
+            self._failure = self._torn = None
         self._tell(lambda to: to.recovered(dropped.total()))
         return True
 
@@ -485,16 +491,3 @@ class Writer:
 
 def _text(now: datetime) -> str:
     return format_ts(now).decode()
-
-
-def _recovery(cause: str, torn: Torn | None) -> Mapping[str, object]:
-    event: dict[str, object] = {"kind": "recovery", "cause": cause, "bytes": 0}
-    if torn is None:
-        return event
-    return {
-        **event,
-        "bytes": torn.size,
-        "digest": torn.digest,
-        "file": torn.name,
-        "head": torn.head,
-    }

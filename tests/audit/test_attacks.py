@@ -475,20 +475,3 @@ def once(action: Callable[[], None]) -> Callable[[int], None]:
             todo.pop()()
 
     return progress
-
-
-def test_the_report_names_the_first_break(tmp_path: Path) -> None:
-    lines = everyday()
-    lines[4] = lines[4].replace(b"deny", b"dent")
-    path = put(tmp_path / "log", lines)
-    found = verify(tmp_path / "log")
-    assert (found.line, found.offset) == (5, len(b"".join(lines[:4])))
-    assert found.path == str(path)
-    assert found.problem == "the record does not match its own hash"
-
-
-def test_only_the_chain_is_checked_when_fast(tmp_path: Path) -> None:
-    put(tmp_path / "log", chain(run(outcome(1))))
-    found = verify(tmp_path / "log", fast=True)
-    assert found.exit_code == 0
-    assert "policies and outcomes that events refer to" in found.not_checked

@@ -1,0 +1,56 @@
+"""The table of forms: complete, documented, linear."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from audit.fields import FORMS, KINDS, Array, Object, event_shape, pattern
+from tests.kit.chains import at, decision, outcome, spell
+
+DOCS = Path(__file__).parents[2] / "docs" / "records.md"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_and_field_is_documented(kind: str) -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    section = text.split(f"\n### `{kind}`\n")
+    assert len(section) == 2, f"docs/records.md lacks a section for {kind}"
+    body = section[1].split("\n### ")[0].split("\n## ")[0]
+    for name in KINDS[kind]:
+        assert f"`{name}`" in body, f"{kind}.{name}"
+
+
+def test_optional_fields_may_be_absent_in_any_combination() -> None:
+    shape = re.compile(pattern(event_shape("outcome")))
+    whole = outcome(1, cut="a", error="b", req_digest="c", time=at(0))
+    optional = ["cut", "error", "req_digest", "time"]
+    for bits in range(16):
+        absent = {name for n, name in enumerate(optional) if bits >> n & 1}
+        event = {name: value for name, value in whole.items() if name not in absent}
+        assert shape.fullmatch(spell(event))
+
+
+def test_objects_whose_fields_are_all_optional_need_no_field() -> None:
+    shape = re.compile(pattern(event_shape("decision")))
+    for target in ({}, {"host": "a"}, {"sni": "a"}, {"host": "a", "sni": "b"}):
+        assert shape.fullmatch(spell(decision(1, target=target)))
+    assert not shape.fullmatch(spell(decision(1, target={})).replace(b"{}", b"{,}"))
+
+
+def test_a_trailing_comma_is_no_form() -> None:
+    shape = re.compile(pattern(Array(Object({"a?": event_shape("heartbeat")}))))
+    assert shape.fullmatch(b"[{},{}]")
+    for wrong in (b"[{},]", b"[,{}]", b"[{}{}]", b"[{},,{}]", b"[,]"):
+        assert not shape.fullmatch(wrong)
+
+
+def test_matching_is_linear_in_hostile_lines() -> None:
+    """65 KB that almost match; a pattern that backtracks would need years."""
+    form = FORMS[b"decision"]
+    for client in (b'"' + b"\\\\" * 32_000, b'"' + b'\\"' * 32_000 + b"\x01", b'"' * 60_000):
+        line = at(0).encode() + b'","v":1},"event":{"client":' + client
+        started = time.perf_counter()
+        assert form.fullmatch(line) is None
+        assert time.perf_counter() - started < 5  # not a speed goal: seconds against years

@@ -1,0 +1,81 @@
+"""What several allows owe together: policy.md 2.6."""
+
+from typing import Any
+
+import pytest
+
+from policies.compiled import compile_rule
+from policies.model import Obligations, Principal, RateUse
+from policies.obligation import Conflict, Specificity, join_obligations, rank
+from policies.rule import Rate, Rule, Who, With
+from tests.kit.policy_sets import AGENTS, CODER, allow, get
+
+RATES = {name: Rate(name, name, 1, 1000, 1) for name in ("agent", "session", "rule")}
+CAPTURE: dict[str, Any] = {"with_": With(capture="request")}
+
+
+def join(*rules: Rule, caller: Principal = CODER) -> Obligations | Conflict:
+    compiled = [compile_rule(rule) for rule in rules]
+    return join_obligations(compiled, get("/x/1"), caller, AGENTS[0], RATES)
+
+
+def test_one_rule_owes_what_it_says() -> None:
+    assert join(allow("r")) == Obligations()
+
+
+KEYS = {
+    "agent": (CODER, "coder"),
+    "session": (CODER, "s-1"),
+    "rule": (CODER, "r"),
+}
+
+
+@pytest.mark.parametrize(("each", "expected"), KEYS.items(), ids=KEYS)
+def test_a_rate_counts_for_each_of_what_it_says(each: str, expected: tuple[Principal, str]) -> None:
+    caller, key = expected
+    joined = join(allow("r", with_=With((each,))), caller=caller)
+    assert joined == Obligations((RateUse(each, key),))
+
+
+def test_an_agent_without_a_session_is_its_own() -> None:
+    joined = join(allow("r", with_=With(("session",))), caller=Principal("coder", "", ""))
+    assert joined == Obligations((RateUse("session", "coder"),))
+
+
+def test_the_smallest_limit_wins_and_silence_is_no_limit() -> None:
+    joined = join(allow("a"), allow("b", with_=With((), 5, 9)), allow("c", with_=With((), 7, 8)))
+    assert isinstance(joined, Obligations)
+    assert (joined.max_request_bytes, joined.max_response_bytes) == (5, 8)
+
+
+def test_specificity_is_host_then_port_then_path_then_methods_then_who() -> None:
+    agent = AGENTS[0]
+    request = get("/x/1", host="b.a.com")
+    everything = allow(
+        "r", "*.a.com **.a.com", "/x/* /x/{n:int}", "GET", who=Who(frozenset({"coder"}))
+    )
+    assert rank(everything, request, agent) == Specificity(2, True, 1, True, 2)
+    by_group = allow("r", "b.a.com", "/**", who=Who(groups=frozenset({"team"})))
+    assert rank(by_group, request, agent) == Specificity(3, True, 0, False, 1)
+    loose = allow("r", "", fields={"ports": None})
+    assert rank(loose, request, agent) == Specificity(0, False, 0, False, 0)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_more_specific_rule_gives_the_one_value(flip: bool) -> None:
+    wide = allow("wide", paths="/**", methods="GET", with_=With(capture="request"))
+    narrow = allow("narrow", paths="/x/*", with_=With(capture="metadata"))
+    joined = join(*((narrow, wide) if flip else (wide, narrow)))
+    assert isinstance(joined, Obligations)
+    assert joined.capture == "metadata"
+
+
+def test_rules_that_say_the_same_do_not_conflict() -> None:
+    assert isinstance(join(allow("a", **CAPTURE), allow("b", **CAPTURE), allow("c")), Obligations)
+
+
+@pytest.mark.parametrize("field", ["capture", "path_params"])
+def test_equal_rules_that_disagree_are_a_conflict(field: str) -> None:
+    values = {"capture": ("request", "metadata"), "path_params": ("strip", "keep")}[field]
+    rules = [allow(f"r{n}", with_=With(**{field: value})) for n, value in enumerate(values)]  # type: ignore[arg-type]
+    assert join(*rules) == Conflict(field, ("r0", "r1"))  # type: ignore[arg-type]

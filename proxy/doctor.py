@@ -14,7 +14,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -125,7 +125,7 @@ def _look_at_credentials(settings: Settings, now: datetime) -> _Found:
         return "fail", store.problem, "restore it from a backup, or issue every token again"
     stored = store.list()
     valid = [one for one in stored if one.stand(now) == "valid"]
-    found = f"{len(valid)} tokens are good, of {len(stored)} ever issued"
+    found = f"{_count(stored, 'token')} issued, {len(valid)} of them good"
     soon = sorted(
         {one.agent for one in valid if one.expires is not None and one.expires - now < TOKEN_WARN}
     )
@@ -224,22 +224,27 @@ def _look_at_policy(settings: Settings, _now: datetime) -> _Found:
     except PolicyUnreadable as error:
         return "fail", str(error), "run `tollkeeper init`, or give --policies"
     except PolicyRejected as error:
-        count = sum(finding.severity == "error" for finding in error.findings)
+        errors = [one for one in error.findings if one.severity == "error"]
         return (
             "fail",
-            f"{settings.policies}: {count} errors",
+            f"{settings.policies}: {_count(errors, 'error')}",
             f"`tollkeeper policy check {settings.policies}` lists them",
         )
     policy_set = compiled.policy_set
-    found = f"{settings.policies}: {len(policy_set.rules)} rules, {len(policy_set.agents)} agents"
-    warnings = sum(finding.severity == "warning" for finding in compiled.findings)
+    rules, agents = _count(policy_set.rules, "rule"), _count(policy_set.agents, "agent")
+    found = f"{settings.policies}: {rules}, {agents}"
+    warnings = [one for one in compiled.findings if one.severity == "warning"]
     if warnings:
         return (
             "warn",
-            f"{found}, {warnings} warnings",
+            f"{found}, {_count(warnings, 'warning')}",
             f"`tollkeeper policy check {settings.policies}` lists them",
         )
     return "ok", found, ""
+
+
+def _count(things: Sized, name: str) -> str:
+    return f"{len(things)} {name}{'s'[: len(things) != 1]}"
 
 
 def _look_at_log(settings: Settings, _now: datetime) -> _Found:

@@ -11,7 +11,7 @@ Rule 3: every option is also an environment variable TOLLKEEPER_<OPTION>, spelle
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 import click
 
@@ -72,17 +72,27 @@ class Root(click.Group):
             error.show()
             sys.exit(error.exit_code)
         except click.ClickException as error:
-            click.echo(format_complaint(error), err=True)
+            click.echo(format_complaint(error, self._find_place(args)), err=True)
             sys.exit(error.exit_code)
         except click.Abort:  # Ctrl-C
             sys.exit(130)
         sys.exit(code if isinstance(code, int) else 0)
 
+    def _find_place(self, args: Sequence[str] | None) -> str:
+        """The command that a command line names: `tollkeeper agent add`."""
+        place, command = "tollkeeper", cast("click.Command", self)
+        for word in sys.argv[1:] if args is None else args:
+            if not isinstance(command, click.Group) or word.startswith("-"):
+                break
+            inner = command.get_command(click.Context(command), word)
+            if inner is None:
+                break
+            place, command = f"{place} {word}", inner
+        return place
 
-def format_complaint(error: click.ClickException) -> str:
+
+def format_complaint(error: click.ClickException, place: str) -> str:
     """`tollkeeper serve: cause; remedy`, lower case, no full stop."""
-    context = getattr(error, "ctx", None)
-    place = context.command_path if context is not None else "tollkeeper"
     text = error.format_message().rstrip(".")
     if isinstance(error, click.UsageError):
         text = f"{text[:1].lower()}{text[1:]}; see `{place} --help`"

@@ -67,10 +67,10 @@ def _write_policy(path: Path) -> list[str]:
     text = files("policies").joinpath("default_policy.yaml").read_text(encoding="utf-8")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            return []
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
-    except FileExistsError:
-        return []
     except OSError as error:
         cause = (error.strerror or str(error)).lower()
         raise Refused(f"`{path}`: {cause}; choose another DIR") from error

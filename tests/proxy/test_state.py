@@ -140,7 +140,7 @@ def test_what_must_not_be_made_again_is_refused_and_left_alone(
 
 
 BLANK: dict[str, Callable[[Path], object]] = {
-    "nothing there": lambda folder: None,
+    "nothing there": lambda _: None,
     "an empty folder": lambda folder: folder.mkdir(),
     "a fresh volume": lambda folder: (folder / "lost+found").mkdir(parents=True),
 }

@@ -25,7 +25,15 @@ from typing import Any
 
 from policies.canonical import RawHead, format_head, strip_request_params
 from policies.engine import decide, screen
-from policies.model import Address, ContractBroken, Decision, Principal, Request, Verdict
+from policies.model import (
+    Address,
+    ContractBroken,
+    Decision,
+    Obligations,
+    Principal,
+    Request,
+    Verdict,
+)
 from policies.policy_set import PolicySet
 from proxy.vocabulary import (
     Close,
@@ -99,6 +107,7 @@ class Exchange:
         self._addresses: tuple[Address, ...] = ()
         self._dial_port = 0
         self._reserved = False
+        self._held = 0  # as the effects say, for L4
         self._allow_stored = False
         self._decisions = 0
         self._outcomes = 0
@@ -119,12 +128,26 @@ class Exchange:
         """
         if self.state is State.DONE:
             return []  # a late failure or chunk of something already ended changes nothing
+        before = self.state
         if isinstance(event, Failed):
-            return self._fail(event)
-        step = _STEPS.get((self.state, type(event)))
-        if step is None:
-            raise ContractBroken(f"{type(event).__name__} while {self.state.value}")
-        return step(self, event)
+            effects = self._fail(event)
+            if before is not State.FORWARDED and not any(map(_refuses, effects)):
+                raise ContractBroken("L3: a failure that does not end in a denial")
+        else:
+            step = _STEPS.get((before, type(event)))
+            if step is None:
+                raise ContractBroken(f"{type(event).__name__} while {before.value}")
+            effects = step(self, event)
+        self._check_reservation(effects)
+        return effects
+
+    def _check_reservation(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            self._held += isinstance(effect, Reserve) - isinstance(effect, Release)
+            if self._held not in (0, 1):
+                raise ContractBroken("L4: a reservation ends exactly once")
+        if self._held and self.state is State.DONE:
+            raise ContractBroken("L4: an end with an open reservation")
 
     # --- before the request leaves
 
@@ -150,6 +173,8 @@ class Exchange:
             return self._store_allow()
         if event.request is None:
             raise ContractBroken("a request head without a canonical request or a refusal")
+        if any(name.startswith("proxy-") for name, _ in event.request.headers):
+            raise ContractBroken("L6: a credential for us in the request")
         self.state = State.RESOLVING
         return [Resolve(event.request.host, event.request.port)]
 
@@ -171,7 +196,7 @@ class Exchange:
             return self._deny_as(decision)
         limit = decision.obligations.max_request_bytes
         if limit is not None and (request.body_length or 0) > limit:
-            return self._deny("request-too-large", decision.rules)
+            return self._deny("request-too-large", decision)
         if request.path_params and decision.obligations.path_params == "strip":
             request = self.request = strip_request_params(request)
         self.decision = decision
@@ -183,8 +208,8 @@ class Exchange:
         if not event.refusal:
             return self._store_allow()
         self._reserved = False
-        decision = self._decided()
-        return self._deny(event.refusal, decision.rules, event.retry_after_ms)
+        self._held = 0  # nothing was held
+        return self._deny(event.refusal, self._decided(), event.retry_after_ms)
 
     def _on_allow_stored(self, event: RecordStored) -> list[Effect]:
         self._allow_stored = True
@@ -287,18 +312,20 @@ class Exchange:
             reason = self._decided().reason if event.queued else event.reason
             return [self._refuse(reason)]
         void = self._release(settle=False)
-        rules = self.decision.rules if self.decision else ()
-        return [*void, *self._deny(event.reason, rules)]
+        return [*void, *self._deny(event.reason, self.decision)]
 
     def _deny(
-        self, reason: str, rules: tuple[str, ...] = (), retry_after_ms: int | None = None
+        self, reason: str, allowed: Decision | None = None, retry_after_ms: int | None = None
     ) -> list[Effect]:
+        """A denial of what the rules had `allowed`: those rules still say what the record hides."""
+        hidden = allowed.obligations.redact_path if allowed else ()
         return self._deny_as(
             Decision(
                 Verdict.DENY,
                 reason,
-                rules,
+                allowed.rules if allowed else (),
                 self.policy_set.digest,
+                obligations=Obligations(redact_path=hidden),
                 retry_after_ms=retry_after_ms,
             )
         )
@@ -365,6 +392,12 @@ class Exchange:
         if self.request is None or self.principal is None:
             raise ContractBroken("no request to judge")
         return self.request, self.principal
+
+
+def _refuses(effect: Effect) -> bool:
+    if isinstance(effect, StoreRecord) and isinstance(effect.record, DecisionRecord):
+        return effect.record.decision.verdict is Verdict.DENY  # its Deny follows
+    return isinstance(effect, Deny)
 
 
 def ticket_digest(request: Request) -> bytes:

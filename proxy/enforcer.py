@@ -65,6 +65,11 @@ from proxy.vocabulary import (
 log = structlog.get_logger()
 
 
+# what a denied CONNECT may be opened for, only to be told why (SPEC section 3): the policy said no,
+# and that is on record
+_EXPLAINABLE = frozenset({"host-not-allowed", "denied-by-rule", "no-rule-matched"})
+
+
 class Recorder(Protocol):
     """What is needed of audit.writer.Writer."""
 
@@ -413,7 +418,7 @@ class Enforcer:
             run.denial = denial
         self._count(exchange, "deny", effect.reason)
         self._finish(exchange, denial.status, "deny", effect.reason)
-        softenable = exchange.principal is not None and effect.reason != "halted"
+        softenable = exchange.principal is not None and effect.reason in _EXPLAINABLE
         return Refused(exchange, denial, softenable)
 
     # --- reading a head

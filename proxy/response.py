@@ -38,7 +38,7 @@ def prepare_answer(
 
     `websocket`: an allowed RFC 6455 handshake; without it a 101 is a tunnel nobody approved (D3).
     """
-    if status == 407 or not 100 <= status <= 599:
+    if status == 407 or not 100 <= status <= 599 or not _is_sound(headers):
         return "upstream-protocol"
     if status == 101:
         if not websocket:
@@ -57,6 +57,17 @@ def prepare_answer(
     elif client == "1.0" and not has_length and not bodiless:
         kept = (*kept, (b"connection", b"close"))
     return Answer(status, kept, bodiless)
+
+
+def _is_sound(headers: Fields) -> bool:
+    """No field can break out of its line, and at most one length frames the body.
+
+    HTTP/1 heads were read strictly (proxy/head.py); those of HTTP/2 come as the library gives them.
+    """
+    if any(mark in value for _, value in headers for mark in (b"\r", b"\n", b"\0")):
+        return False
+    lengths = [value for name, value in headers if name.lower() == b"content-length"]
+    return len(lengths) <= 1 and all(length.isdigit() for length in lengths)
 
 
 def _strip(headers: Fields) -> Fields:

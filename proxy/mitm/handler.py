@@ -30,13 +30,15 @@ from mitmproxy.proxy.server import ConnectionHandler, ConnectionIO
 
 from policies.model import ContractBroken
 from proxy.denial import LAST_RESORT
-from proxy.enforcer import Enforcer
+from proxy.enforcer import Admitted, Enforcer
 from proxy.mitm.choice import choose_layer
 from proxy.mitm.dial import dial, explain_failure
+from proxy.mitm.handshake import TlsHooks
 from proxy.mitm.layers import GatedHttpLayer
 from proxy.mitm.session import Caller, MintBound, Session
 from proxy.mitm.stream import Judge
 from proxy.mitm.tls import Originator, Terminator
+from proxy.vocabulary import Failed
 
 log = structlog.get_logger()
 
@@ -48,7 +50,7 @@ _READ_BYTES = 65_535
 Hook = Callable[[Any], Awaitable[None]]
 
 
-class Handler(ConnectionHandler):
+class Handler(TlsHooks, ConnectionHandler):
     """See the module."""
 
     def __init__(
@@ -157,7 +159,7 @@ class Handler(ConnectionHandler):
                 self.session.end("client-gone")
             elif isinstance(hook, tls.TlsStartClientHook | tls.TlsStartServerHook):
                 hook.data.ssl_conn = None  # the layer then closes the connection
-                self._record_tls_fault(hook)
+                self.record_tls_fault(hook)
             else:
                 self._crash(error)
         except Exception as second:  # noqa: BLE001  the subject is closed below whatever happens
@@ -182,50 +184,6 @@ class Handler(ConnectionHandler):
     async def next_layer(self, hook: layer.NextLayerHook) -> None:
         """What is spoken inside a tunnel: TLS, HTTP, or nothing we pass on."""
         hook.data.layer = choose_layer(hook.data.context, hook.data.data_client())
-
-    async def tls_clienthello(self, hook: tls.TlsClienthelloHook) -> None:
-        """Keep the inspection on, whatever the ClientHello says (D12)."""
-        hook.data.ignore_connection = False
-        hook.data.establish_server_tls_first = False
-
-    async def tls_start_client(self, hook: tls.TlsStartClientHook) -> None:
-        """Our certificate is for the CONNECT host, whatever SNI says."""
-        address = hook.data.context.server.address
-        if address is None:
-            raise ContractBroken("TLS outside a tunnel")
-        connection = self.session.terminator.connection(address[0], self.session.now())
-        hook.data.ssl_conn = connection
-        self.session.client_tls = connection
-
-    async def tls_start_server(self, hook: tls.TlsStartServerHook) -> None:
-        """Verify the upstream as the name that was judged."""
-        server = hook.data.conn
-        if not isinstance(server, Server) or server not in self.session.tickets or not server.sni:
-            raise ContractBroken("TLS to an upstream without a ticket")
-        hook.data.ssl_conn = self.session.originator.connection(
-            server.sni, list(server.alpn_offers)
-        )
-
-    async def tls_established(self, _hook: object) -> None:
-        """Nothing to do: ALPN was chosen by our contexts."""
-
-    async def tls_failed_client(self, hook: tls.TlsFailedClientHook) -> None:
-        """An agent that does not trust our CA, or pins: its own record, never a pass-through."""
-        log.warning(
-            "client-tls-failed",
-            client=self.session.client,
-            host=(hook.data.context.server.address or ("",))[0],
-            remedy="install ca/ca.pem in the agent; `tollkeeper init` prints the variables",
-        )
-        self.session.record_malformed("the TLS handshake with the client failed", b"")
-
-    async def tls_failed_server(self, hook: tls.TlsFailedServerHook) -> None:
-        """The stream answers 502; the cause is for the operator."""
-        log.warning("upstream-tls-failed", error=hook.data.conn.error)
-
-    def _record_tls_fault(self, hook: tls.TlsStartClientHook | tls.TlsStartServerHook) -> None:
-        if isinstance(hook, tls.TlsStartClientHook):
-            self.session.record_malformed("internal-error", b"")
 
     # --- the event loop of one connection
 
@@ -301,8 +259,15 @@ class Handler(ConnectionHandler):
                 if not self._judging:
                     self._unread_bytes = 0
                     self._judged.set()
-        if hook.blocking:
+        if isinstance(hook, Judge) and (self._crashed or self.session.ended):
+            self._withdraw(hook)  # nobody is left to act on the verdict
+        elif hook.blocking:
             await self.server_event(events.HookCompleted(hook))
+
+    def _withdraw(self, hook: Judge) -> None:
+        verdict, hook.stream.verdict = hook.stream.verdict, None
+        if isinstance(verdict, Admitted):
+            self.enforcer.advance(verdict.exchange, Failed("client-gone"))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -475,6 +440,11 @@ class Handler(ConnectionHandler):
         io = self.transports.get(self.client)
         if io is not None and io.handler is not None:
             io.handler.cancel("lingered")
+
+    @property
+    def is_busy(self) -> bool:
+        """A request is being judged, or is under way."""
+        return self._judging > 0 or bool(self.session.exchanges)
 
     def cut(self, reason: str) -> None:
         """End this connection from outside: a drain that is over, a policy that no longer allows

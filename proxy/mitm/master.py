@@ -135,7 +135,7 @@ class Master:
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout_s
         while self._handlers and loop.time() < until:
-            self.cut(lambda handler: not handler.session.exchanges, "draining")
+            self.cut(lambda handler: not handler.is_busy, "draining")
             await asyncio.sleep(0.02)
         self.cut(lambda _handler: True, "draining")
         while self._handlers and loop.time() < until + 2.0:  # noqa: ASYNC110  they end themselves

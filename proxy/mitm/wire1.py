@@ -194,6 +194,16 @@ class StrictHttp1Server(_http1.Http1Server):
             yield from self.mark_done(request=True)
             return
 
+    def wait(self, event: events.Event) -> CommandGenerator[None]:
+        """As mitmproxy's, but what is sent ahead of an answer is bounded (I3)."""
+        limit = self._session.settings.pipelined_bytes_max
+        if isinstance(event, events.DataReceived) and len(self.buf) > limit:
+            self._session.record_malformed("too much sent ahead of the answer", b"")
+            yield from self._break("malformed")
+            yield commands.CloseConnection(self.conn)
+            return
+        yield from super().wait(event)
+
     def _break(self, reason: str) -> CommandGenerator[None]:
         self.state = self.done
         yield ReceiveHttp(

@@ -73,10 +73,10 @@ def canonicalise_fields(raw: Iterable[tuple[bytes, bytes]], version: str) -> Fie
     if not websocket and "websocket" in single.get("upgrade", "").lower():
         return Refusal("upgrade-refused", "not an exact WebSocket version 13 handshake")
     dropped = nominated | _NEVER_KEPT
-    kept = tuple(
-        [field for field in named if field[0] not in dropped and not field[0].startswith("proxy-")]
-    )
-    return Fields(kept, single.get("host"), framing[0], framing[1], websocket)
+    kept = [one for one in named if one[0] not in dropped and not one[0].startswith("proxy-")]
+    if version == "2":
+        kept = _join_cookies(kept)
+    return Fields(tuple(kept), single.get("host"), framing[0], framing[1], websocket)
 
 
 def _read_fields(raw: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]] | Refusal:
@@ -111,6 +111,14 @@ def _find_ambiguity(named: list[tuple[str, str]]) -> Refusal | None:
 
 def _is_look_alike(name: str) -> bool:
     return name in _LOOK_ALIKES or name.startswith(("proxy-", "mcp-", "sec-"))
+
+
+def _join_cookies(named: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """HTTP/2 may split one Cookie field into several; HTTP/1.1 knows one (RFC 9113 8.2.3)."""
+    crumbs = [value for name, value in named if name == "cookie"]
+    if len(crumbs) < 2:
+        return named
+    return [one for one in named if one[0] != "cookie"] + [("cookie", "; ".join(crumbs))]
 
 
 def _read_framing(single: dict[str, str], version: str) -> tuple[int | None, bool] | Refusal:

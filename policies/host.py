@@ -44,7 +44,7 @@ def canonicalise_host(text: str) -> str | Refusal:
     `text` may be Unicode, numeric or bracketed; one trailing dot is dropped. IPv6 comes back in
     RFC 5952 form with no dotted part, the same on every Python.
     """
-    if _PLAIN_NAME.fullmatch(text) and len(text) <= HOST_CHARS_MAX and "--" not in text:
+    if len(text) <= HOST_CHARS_MAX and "--" not in text and _PLAIN_NAME.fullmatch(text):
         return text
     return _canonicalise_odd_host(text)
 

@@ -81,6 +81,15 @@ def test_every_upgrade_but_an_exact_websocket_is_stripped(spelling: bytes) -> No
     assert not request.websocket
 
 
+def test_the_crumbs_of_an_http2_cookie_become_one_field() -> None:
+    fields = ((b"cookie", b"a=1"), (b"x", b"y"), (b"cookie", b"b=2"))
+    request = canonicalise_request(
+        RawHead(b"GET", b"/", fields, "2", b"a.com"), scheme="https", host="a.com", port=443
+    )
+    assert isinstance(request, Request)
+    assert request.headers == (("x", "y"), ("cookie", "a=1; b=2"))
+
+
 HANDSHAKE = (
     (b"Connection", b"keep-alive, Upgrade"),
     (b"Upgrade", b"WebSocket"),

@@ -15,6 +15,7 @@ Sources: policy.md section 3; threats C9 to C20, G12; RFC 9110 sections 5.5 and 
 import re
 from binascii import Error as Base64Error
 from binascii import a2b_base64
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -98,8 +99,8 @@ def _find_ambiguity(named: list[tuple[str, str]]) -> Refusal | None:
     """Fields that two readers would take for two different things."""
     names = [name for name, _ in named]
     if len(set(names)) != len(names):
-        for name in _SINGLE.union(name for name in names if name.startswith("mcp-")):
-            if names.count(name) > 1:
+        for name, times in Counter(names).items():
+            if times > 1 and (name in _SINGLE or name.startswith("mcp-")):
                 return _refuse(f"duplicate {name[:64]}")
     for name in names:
         if "_" in name and _is_look_alike(name.replace("_", "-")):

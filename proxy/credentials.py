@@ -240,10 +240,17 @@ class CredentialStore:
             raise CredentialsUnusable(f"{self._path.parent}: {failure.strerror}") from failure
         try:
             _hand_over(lock, self._path.parent)
+            self._keep_owner(lock)
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield self._read()[0]
         finally:
             os.close(lock)
+
+    def _keep_owner(self, fd: int) -> None:
+        """What root writes stays readable to the user that runs the server."""
+        if os.geteuid() == 0:
+            owner = (self._path if self._path.exists() else self._path.parent).stat()
+            os.fchown(fd, owner.st_uid, owner.st_gid)
 
     def _write(self, credentials: tuple[Credential, ...]) -> None:
         new = self._path.with_suffix(".new")
@@ -251,6 +258,7 @@ class CredentialStore:
             new.unlink(missing_ok=True)  # left behind by a crash
             with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 _hand_over(file.fileno(), self._path.parent)
+                self._keep_owner(file.fileno())
                 file.write(_encode(credentials))
                 file.flush()
                 os.fsync(file.fileno())

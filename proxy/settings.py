@@ -1,6 +1,6 @@
 """Every knob, in one frozen value. Units are in the names; each default has its reason above it.
 
-    flags and environment  --proxy/cli.py-->  Settings  -->  every part, by constructor argument
+    flags, environment  --proxy/cli/serve.py-->  Settings  -->  every part, by constructor argument
 
 Rule 1: nothing else in the house reads the environment or the command line.
 Rule 2: a value that cannot work is refused before a port opens, with place, cause and remedy.

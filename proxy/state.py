@@ -100,12 +100,9 @@ def check_state(folder: Path, *, group: int | None = None) -> list[Problem]:
     `group` (a gid) may write to what it owns, keys excepted.
     """
     problems: list[Problem] = []
-    for parent in folder.absolute().parents:
-        mode = parent.stat().st_mode if parent.exists() else 0
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            cause = "anybody may write there, and so replace the state directory"
-            problems.append(Problem(str(parent), cause, f"run `chmod o-w {parent}`"))
     try:
+        for parent in {*folder.absolute().parents, *folder.resolve().parents}:
+            problems += _check_parent(parent)
         for path in _walk(folder):
             problems += _check_path(path, path.stat(), _is_key(folder, path), group)
     except OSError as error:
@@ -174,8 +171,11 @@ def _make_ca(settings: Settings, now: datetime, made: list[str]) -> None:
         create_ca(folder, now)
         made.append(f"{certificate}: the certificate that agents trust")
     if not bundle.exists():
-        with os.fdopen(os.open(bundle, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "wb") as file:
+        draft = bundle.with_suffix(".new")
+        draft.unlink(missing_ok=True)  # left behind by a crash
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "wb") as file:
             file.write(_read_public_roots() + certificate.read_bytes())
+        draft.rename(bundle)
         made.append(f"{bundle}: the public roots and that certificate, for clients that take one")
 
 
@@ -207,13 +207,21 @@ def _is_key(folder: Path, path: Path) -> bool:
     return name in KEYS or name.startswith("keys/")
 
 
+def _check_parent(parent: Path) -> Iterator[Problem]:
+    mode = parent.stat().st_mode if parent.exists() else 0
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:  # like /tmp, where only owners rename
+        cause = "anybody may write there, and so replace the state directory"
+        yield Problem(str(parent), cause, f"run `chmod o-w {parent}`")
+
+
 def _check_path(
     path: Path, found: os.stat_result, is_key: bool, group: int | None
 ) -> Iterator[Problem]:
     mode = stat.S_IMODE(found.st_mode)
     if found.st_uid not in (os.geteuid(), 0):
         cause = f"belongs to another user (uid {found.st_uid})"
-        yield Problem(str(path), cause, f"run `chown {os.geteuid()} {path}` as root")
+        remedy = f"run as that user, or `chown {os.geteuid()} {path}` as root"
+        yield Problem(str(path), cause, remedy)
     if is_key and not stat.S_ISDIR(found.st_mode):
         if mode & 0o077:
             cause = f"is a key that others may read (mode {mode:04o})"

@@ -2,12 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
+import structlog
 
 from policies.model import PolicyRejected
 from proxy.cli.options import (
@@ -32,6 +33,8 @@ from proxy.settings import (
     parse_upstream_proxy,
 )
 from proxy.state import StateUnusable, check_state, create_state, is_blank
+
+type Announce = Callable[[str], None]
 
 _DEFAULT = {knob.name: knob.default for knob in fields(Settings)}
 _SECONDS = click.FloatRange(min=0, min_open=True, max=86_400)
@@ -152,18 +155,19 @@ def serve(ctx: click.Context, /, *, check: bool, as_json: bool, **knobs: Any) ->
         problems = _find_problems(settings)
         _report(problems, as_json=as_json)
         ctx.exit(1 if problems else 0)
-    _prepare_state(settings)
     configure(settings.log_format)
-    ctx.exit(_run(settings))
+    announce = say if settings.log_format == "console" else structlog.get_logger().info
+    _prepare_state(settings, announce)
+    ctx.exit(_run(settings, announce))
 
 
-def _run(settings: Settings) -> int:
+def _run(settings: Settings, announce: Announce) -> int:
     """The server's exit code; what keeps it from starting becomes one line."""
     from proxy.failures import explain_failure, render_findings
     from proxy.server import serve as run  # mitmproxy: not for --help
 
     try:
-        return asyncio.run(run(settings, announce=say))
+        return asyncio.run(run(settings, announce=announce))
     except Exception as error:
         if isinstance(error, PolicyRejected):
             say(render_findings(error))
@@ -194,13 +198,13 @@ def _report(problems: Sequence[str], *, as_json: bool) -> None:
     say(f"{len(problems)} problem{'s'[: len(problems) != 1]}" if problems else "all is well")
 
 
-def _prepare_state(settings: Settings) -> None:
+def _prepare_state(settings: Settings, announce: Announce) -> None:
     """Fill an empty state directory, and refuse one that others can get at."""
     try:
         if is_blank(settings.state):
-            say(f"{settings.state}: is empty; it is made now")
+            announce(f"{settings.state}: is empty; it is made now")
             for line in create_state(settings.state, read_now()):
-                say(f"  {line}")
+                announce(line)
     except StateUnusable as error:
         raise Refused(str(error)) from error
     problems = check_state(settings.state, group=settings.state_group)

@@ -67,14 +67,14 @@ class FullLog:
     """A log whose disk is full."""
 
     async def store(self, event: Mapping[str, object]) -> object:
-        raise LogUnavailable("audit-disk-full", "0 bytes free")
+        raise LogUnavailable("audit-disk-full", f"no room for `{event['kind']}`")
 
 
 async def test_a_server_that_cannot_record_says_so(settings: Settings) -> None:
     control = ControlServer(settings.control_socket, {COMMAND: answer_changes(FullLog())})
     await control.start()
     try:
-        with pytest.raises(ChangeUnrecorded, match="cannot be recorded: 0 bytes free"):
+        with pytest.raises(ChangeUnrecorded, match="cannot be recorded: no room for"):
             await asyncio.to_thread(record, settings, CHANGE)
     finally:
         await control.close()

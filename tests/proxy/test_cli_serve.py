@@ -219,6 +219,15 @@ def test_an_empty_state_directory_is_filled_and_said(house: Path) -> None:
     assert proxy.process.returncode == 0
 
 
+def test_json_logs_are_json_from_the_first_line_on(house: Path) -> None:
+    proxy = Proxy(house, house / "policies.yaml", "--log-format", "json", "--state", "fresh")
+    with proxy:
+        pass
+    events = [json.loads(line)["event"] for line in proxy.stderr.splitlines()]
+    assert events[0] == "fresh: is empty; it is made now"
+    assert f"listening on 127.0.0.1:{proxy.port}" in events
+
+
 def test_a_second_server_on_the_same_state_is_refused(house: Path) -> None:
     with Proxy(house, house / "policies.yaml"):
         run = run_serve()

@@ -90,6 +90,11 @@ def break_log(settings: Settings) -> None:
     segment.write_bytes(data)
 
 
+def lose_log(settings: Settings) -> None:
+    for path in settings.log_folder.iterdir():
+        path.unlink()
+
+
 BROKEN: dict[str, tuple[Callable[[Settings], object], str, str]] = {
     "state that others may write to": (
         lambda settings: settings.state.chmod(0o777),
@@ -110,7 +115,7 @@ BROKEN: dict[str, tuple[Callable[[Settings], object], str, str]] = {
     ),
     "a flipped bit in the log": (break_log, "log", ".jsonl:1: "),
     "no log": (
-        lambda settings: [path.unlink() for path in settings.log_folder.iterdir()],
+        lose_log,
         "log",
         "holds no log",
     ),

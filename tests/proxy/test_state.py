@@ -242,6 +242,17 @@ def test_what_belongs_to_somebody_else_is_refused(state: Path) -> None:
     assert problem.cause == "belongs to another user (uid 54321)"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
+def test_what_root_changes_stays_the_servers(state: Path) -> None:
+    server = 54_321
+    for path in (state, *state.rglob("*")):
+        os.chown(path, server, server)
+    (state / "credentials.lock").unlink()
+    CredentialStore(state / "credentials.json").add("coder", now=NOW)
+    owners = {path.stat().st_uid for path in (state, *state.rglob("*"))}
+    assert owners == {server}
+
+
 def test_a_missing_directory_is_a_problem_not_an_exception(tmp_path: Path) -> None:
     [problem] = check_state(tmp_path / "nowhere")
     assert "no such file" in str(problem)

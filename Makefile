@@ -1,4 +1,4 @@
-# Everything a person or CI does here. Needs a POSIX shell and a Python 3.12 or 3.13 (tools/find-python says where it
+# Everything a person or CI does here. Needs a POSIX shell and a Python 3.12 or 3.13 (.ci/find-python says where it
 # looks); nothing else. `make` alone prints the list.
 
 .DEFAULT_GOAL := help
@@ -15,10 +15,10 @@ help: ## print this list
 	@echo "  PYTHON=/path/to/python3.13 chooses the interpreter, ARGS='...' is passed on to serve, pytest or the benchmarks"
 
 setup: ## build .venv from requirements.lock, every hash checked
-	@tools/setup
+	@.ci/setup
 
 setup-dev:
-	@tools/setup dev
+	@.ci/setup dev
 
 run: setup ## start the proxy on 127.0.0.1:8080 with ./policies.yaml, written first where there is none
 	@if [ -e policies.yaml ]; then echo "for an agent's environment: eval \"\$$(.venv/bin/tollkeeper init)\""; \
@@ -30,7 +30,7 @@ demo: setup-dev ## watch an allowed, a denied and a private call, then a forged 
 
 # TEST_EXIT_FILE is for .ci/run: pytest's own exit code goes there and its closing line stays the last one printed
 test: setup-dev ## install what the tests need and run all of them, lint and types included
-	@tools/setup-clients
+	@.ci/setup-clients
 	@$(PYTEST) $(ARGS); code=$$?; \
 	if [ -n "$(TEST_EXIT_FILE)" ]; then echo $$code >"$(TEST_EXIT_FILE)"; else exit $$code; fi
 
@@ -40,7 +40,7 @@ lint: setup-dev ## ruff, ruff format and mypy
 	@.venv/bin/mypy
 
 deep: setup-dev ## the long tests, and every property with many more examples
-	@tools/setup-clients
+	@.ci/setup-clients
 	@$(PYTEST) --hypothesis-profile=deep --timeout=0 -m "deep or hypothesis" $(ARGS)
 
 bench: setup-dev ## measure against the goals, print the table and write docs/benchmarks.md

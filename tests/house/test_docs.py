@@ -18,7 +18,7 @@ from tests.house.tree import ROOT, files, name_of, sources
 
 TEXTS = (".md", ".py", ".toml", ".yaml")
 PATH_NAMED = re.compile(
-    r"(?<![\w/.-])((?:audit|docs|examples|policies|proxy|tests|tools)/[\w./-]*\.(?:md|py|toml|sh))\b"
+    r"(?<![\w/.-])((?:audit|docs|examples|policies|proxy|tests)/[\w./-]*\.(?:md|py|toml|sh))\b"
 )
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(#[^)]*)?\)")
 FENCE = re.compile(r"^```(?:sh|console|bash|shell)\n(.*?)^```", re.MULTILINE | re.DOTALL)

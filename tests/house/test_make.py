@@ -19,7 +19,7 @@ TARGETS = ("help", "setup", "run", "demo", "test", "lint", "deep", "bench", "cle
 
 
 class Machine:
-    """A machine as far as tools/find-python sees it: a PATH, a home, and nothing else."""
+    """A machine as far as .ci/find-python sees it: a PATH, a home, and nothing else."""
 
     def __init__(self, folder: Path) -> None:
         self.bin = folder / "bin"
@@ -38,7 +38,7 @@ class Machine:
 
     def find(self, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["/bin/sh", ROOT / "tools" / "find-python"],
+            ["/bin/sh", ROOT / ".ci" / "find-python"],
             env={"PATH": str(self.bin), "HOME": str(self.home), **environment},
             capture_output=True,
             text=True,
@@ -104,7 +104,9 @@ def test_make_alone_lists_every_target() -> None:
 
 
 def test_the_shell_scripts_are_posix() -> None:
-    for script in sorted((ROOT / "tools").iterdir()):
+    for script in sorted((ROOT / ".ci").iterdir()):
+        if script.name == "run":  # CI calls it with bash
+            continue
         assert script.read_text().startswith("#!/bin/sh\n"), script.name
         assert os.access(script, os.X_OK), script.name
         subprocess.run(["sh", "-n", script], check=True)

@@ -1,4 +1,4 @@
-"""tools/setup: what it installs and when it starts over. Python here only takes notes."""
+""".ci/setup: what it installs and when it starts over. Python here only takes notes."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ class Checkout:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "checkout"
-        shutil.copytree(ROOT / "tools", self.folder / "tools")
+        shutil.copytree(ROOT / ".ci", self.folder / ".ci")
         for name in ("requirements.lock", "requirements-dev.lock", "pyproject.toml"):
             (self.folder / name).write_text(f"# {name}\n")
         self.python = self.interpreter("one")
@@ -43,7 +43,7 @@ class Checkout:
         calls = self.folder / "calls"
         calls.write_text("")
         subprocess.run(
-            ["/bin/sh", self.folder / "tools" / "setup", *arguments],
+            ["/bin/sh", self.folder / ".ci" / "setup", *arguments],
             env={**os.environ, "PYTHON": str(self.python)},
             check=True,
             capture_output=True,

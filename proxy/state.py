@@ -17,6 +17,7 @@ import os
 import ssl
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -103,8 +104,10 @@ def check_state(folder: Path, *, group: int | None = None) -> list[Problem]:
     try:
         for parent in {*folder.absolute().parents, *folder.resolve().parents}:
             problems += _check_parent(parent)
+        problems += _check_path(folder, folder.stat(), False, group)
         for path in _walk(folder):
-            problems += _check_path(path, path.stat(), _is_key(folder, path), group)
+            with suppress(FileNotFoundError):  # a running server replaces files; links may dangle
+                problems += _check_path(path, path.stat(), _is_key(folder, path), group)
     except OSError as error:
         problems.append(_blame(Path(error.filename or folder), error))
     return sorted(problems, key=lambda problem: problem.place)
@@ -192,14 +195,13 @@ def _read_public_roots() -> bytes:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """The folder, its parts and what they hold: two levels, as the layout has them."""
-    yield folder
+    """The parts of the folder and what they hold: two levels, as the layout has them."""
     for entry in sorted(folder.iterdir()):
-        if entry.name in IGNORED or not entry.exists():  # a dangling link leads nowhere
+        if entry.name in IGNORED:
             continue
         yield entry
         if entry.is_dir():
-            yield from (inner for inner in sorted(entry.iterdir()) if inner.exists())
+            yield from sorted(entry.iterdir())
 
 
 def _is_key(folder: Path, path: Path) -> bool:

@@ -231,7 +231,7 @@ def _filters(command: Command) -> Command:
     return command
 
 
-def _filter(kinds: tuple[str, ...], verdict: str | None, **rest: str) -> Filter:
+def _filter(kinds: tuple[str, ...], verdict: str | None, **rest: Any) -> Filter:
     return Filter(kinds=frozenset(kinds), verdict=verdict or "", **rest)
 
 
@@ -247,14 +247,13 @@ def show(ctx: click.Context, log: Path, which: str, *, as_json: bool) -> None:
     \b
     Example: tollkeeper audit show state/log 17
     """
+    is_number = which.isdecimal() and len(which) < 32
     found = 0
-    wanted = None if which.isdecimal() and len(which) < 32 else Filter(decision=which)
-    for line in read(log, wanted):
-        if wanted or line.record.seq == int(which):
-            found += 1
-            _print_line(line, as_json=as_json, pretty=True)
-            if wanted is None:
-                break
+    for line in read(log, Filter(seq=int(which)) if is_number else Filter(decision=which)):
+        found += 1
+        _print_line(line, as_json=as_json, pretty=True)
+        if is_number:
+            break
     if not found:
         _complain(f"`{log}`: no record `{which}`")
         ctx.exit(1)

@@ -40,6 +40,7 @@ class Filter:
     """Which records are wanted; what is not given does not matter. All given must hold."""
 
     kinds: frozenset[str] = frozenset()
+    seq: int | None = None
     agent: str = ""
     verdict: str = ""
     reason: str = ""
@@ -61,7 +62,8 @@ class Filter:
             (self.decision, event.get("id", event.get("ref"))),
         )
         return (
-            all(found == wanted for wanted, found in pairs if wanted)
+            self.seq in (None, record.seq)
+            and all(found == wanted for wanted, found in pairs if wanted)
             and (not self.kinds or event.get("kind") in self.kinds)
             and (not self.rule or self.rule in event.get("policy", {}).get("rules", ()))
             and (not self.since or record.ts >= self.since)
@@ -71,7 +73,8 @@ class Filter:
     def needles(self) -> tuple[bytes, ...]:
         """Byte strings every wanted line contains: a cheap look before a line is parsed."""
         values = (self.agent, self.verdict, self.reason, self.rule, self.host, self.decision)
-        return tuple(json.dumps(value, ensure_ascii=False).encode() for value in values if value)
+        texts = [json.dumps(value, ensure_ascii=False).encode() for value in values if value]
+        return (*texts, *(() if self.seq is None else (b'"seq":%d,"ts":"' % self.seq,)))
 
 
 def find_segment(log: Path) -> Path:

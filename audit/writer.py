@@ -73,6 +73,7 @@ QUEUE_BYTES_MAX = 64 << 20
 _STEP_S = 5  # a smaller step forward is taken for a slow process
 _STEP = timedelta(seconds=_STEP_S)
 _NO_TIME = timedelta(0)
+_OWN_KINDS = frozenset({"log.open", "log.close", "heartbeat", "recovery", "clock.step"})
 _REASONS: Mapping[FailureCause, str] = {
     "disk-full": "audit-disk-full",
     "short-write": "audit-disk-full",
@@ -279,6 +280,8 @@ class Writer:
             raise LogUnavailable(
                 "audit-unavailable", "the process was forked after opening the log"
             )
+        if event.get("kind") in _OWN_KINDS:
+            raise EventRefused(f"`{event['kind']}` is recorded by the writer itself")
         with self._lock:
             self._refuse_if_sealed()
             self._seal(event, waiter, counted=True)

@@ -119,7 +119,7 @@ def test_a_log_that_cannot_be_read_is_exit_2_and_a_broken_line_is_exit_1(
     absent = call(command, tmp_path / "absent", *more)
     assert absent.exit_code == 2
     assert "no such file" in absent.stderr
-    put(tmp_path / "log", b"broken\n")
+    put(tmp_path / "log", b'{"seq":0,"ts":"\n')
     broken = call(command, tmp_path / "log", *more)
     assert broken.exit_code == 1
     assert "not a valid record" in broken.stderr

@@ -229,3 +229,29 @@ def restart(child: subprocess.Popen[bytes], log: Path) -> subprocess.Popen[bytes
         path.unlink()
     create_log(log, software="test/1", now=wall_clock())
     return start_child(log)
+
+
+CLOCK_CHILD = """
+import sys, time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from audit.writer import Writer
+from tests.kit.chains import decision, loaded
+offset = timedelta(0)
+writer = Writer.open(Path(sys.argv[1]), software="test/1", now=lambda: datetime.now(UTC) + offset)
+writer.store_blocking(loaded(), timeout_s=10)
+for n, hours in enumerate((-1, 1, 0, (datetime(1970, 1, 1, tzinfo=UTC) - datetime.now(UTC))
+                           / timedelta(hours=1), 0)):
+    offset = timedelta(hours=hours)
+    writer.store_blocking(decision(n), timeout_s=10)
+writer.close()
+"""
+
+
+def test_60_a_process_whose_clock_is_set_about_leaves_a_valid_chain(log: Path) -> None:
+    """One hour back and forth and to 1970, while the process runs."""
+    subprocess.run([sys.executable, "-c", CLOCK_CHILD, str(log)], cwd=ROOT, check=True)
+    assert verify(log).exit_code == 0
+    steps = [line.record.event for line in read(log) if line.record.event["kind"] == "clock.step"]
+    assert len(steps) == 5
+    assert steps[3]["to"].startswith("1970-01-01T00:")

@@ -10,6 +10,7 @@ from tests.kit.chains import at, chain, decision, everyday, opened, outcome, put
 
 FILTERS: dict[str, tuple[Filter, list[int]]] = {
     "nothing asked": (Filter(), [0, 1, 2, 3, 4, 5, 6]),
+    "a number": (Filter(seq=4), [4]),
     "a kind": (Filter(kinds=frozenset({"heartbeat"})), [5]),
     "two kinds": (Filter(kinds=frozenset({"heartbeat", "outcome"})), [3, 5]),
     "an agent": (Filter(agent="local"), [2, 4]),

@@ -126,6 +126,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no array": (decision(1, redacted="x"), "`event.redacted` must be an array"),
     "no object": (decision(1, req="x"), "`event.req` must be an object"),
+    "what the writer records itself": ({"kind": "log.close"}, "is recorded by the writer itself"),
     "an outcome of nothing": (outcome(7), "which is no open request"),
     "a policy never loaded": (
         decision(1, policy={"digest": "b" * 64, "rules": [], "serial": 1}),
@@ -309,6 +310,32 @@ async def test_59_a_failed_sync_is_never_retried_and_only_a_restart_recovers(
     assert verify(log).exit_code == 3
     open_writer().close()
     assert events(log, "log.open")[-1]["after"] == "crash"
+    assert verify(log).exit_code == 0
+
+
+async def test_a_recovery_that_fails_itself_is_tried_again_and_names_its_torn_file(
+    log: Path, open_writer: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills in the middle of a group, and once more in the middle of the recovery."""
+    writer = open_writer(retry_s=0.01)
+    await writer.store(loaded())
+    real, script = os.write, [100, None, 50]  # bytes that still fit; None: all of them
+
+    def write(fd: int, data: bytes) -> int:
+        room = script.pop(0) if script else None
+        return real(fd, data if room is None else data[:room])
+
+    monkeypatch.setattr("audit.appender.os.write", write)
+    with pytest.raises(LogUnavailable) as refused:
+        await writer.store(decision(1))
+    assert refused.value.code == "audit-disk-full"
+    while writer.failure is not None:
+        await asyncio.sleep(0.005)
+    await writer.store(decision(2))
+    writer.close()
+    found = events(log, "recovery")
+    assert len(found) == 1
+    assert found[0]["bytes"] == 150
     assert verify(log).exit_code == 0
 
 

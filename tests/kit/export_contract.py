@@ -1,4 +1,4 @@
-"""What every export format must hold (house.md 2.5: one contract per extension point).
+"""What every export format must hold (house.md 2.5: one contract per extension point)."""
 
 from audit.export import Format, export
 from audit.reader import Line

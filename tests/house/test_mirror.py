@@ -15,10 +15,6 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
         "tests/kit/ledger_contract.py",
         "a Protocol; its contract is what every implementation has to pass",
     ),
-    "proxy/exchange.py": (
-        "tests/properties/test_exchange_laws.py",
-        "its laws hold over orders of events, not for single functions",
-    ),
 }
 
 

@@ -6,11 +6,10 @@ What it answers is a function of the path:
     /sse          three events, 0.2 s apart, chunked          /big/N      N bytes
     /echo         the request body                            /slow/S     answers after S seconds
     /switch       101 to whatever came                        /status/N   that status
-    /hints        103, then 200                               /trailers   a chunked body with a
-    trailer
-    /close        a body that ends with the connection        /raw        what `raw_answers` holds
-    for the path
-    /ws           a WebSocket that echoes                     anything    200 and a small JSON body
+    /hints        103, then 200                               /trailers   a body with a trailer
+    /close        a body that ends with the connection        /drip/S     a chunk every S seconds,
+    /ws           a WebSocket that echoes                                 for ever
+    anything      200 and a small JSON body                   or what `raw_answers` holds for it
 """
 
 import base64
@@ -48,9 +47,11 @@ class Origin:
     tls: ssl.SSLContext | None = None
     host: str = "127.0.0.1"
     raw_answers: dict[str, bytes] = field(default_factory=dict)
+    on_head: Callable[["Seen"], None] = lambda _seen: None  # called for each head, before all else
     requests: list[Seen] = field(default_factory=list)
     received: list[bytearray] = field(default_factory=list)
     connections: int = 0
+    touched: int = 0  # connections on which anything arrived, be it only a ClientHello
     port: int = 0
 
     def __enter__(self) -> Self:
@@ -91,6 +92,8 @@ class Origin:
         connection = plain
         self._open.add(connection)
         try:
+            if plain.recv(1, socket.MSG_PEEK):
+                self.touched += 1
             if self.tls is not None:
                 connection = self.tls.wrap_socket(plain, server_side=True)
                 self._open.discard(plain)
@@ -113,6 +116,7 @@ class Origin:
         line, *fields = head.decode("latin-1").rstrip("\r\n").split("\r\n")
         headers = [(n.strip(), v.strip()) for n, _, v in (f.partition(":") for f in fields)]
         seen = Seen(line, headers)
+        self.on_head(seen)
         self.requests.append(seen)
         method, target, _ = line.split(" ", 2)
         path = target.partition("?")[0]
@@ -132,6 +136,11 @@ class Origin:
             return False
         if path == "/sse":
             return self._send_events(send)
+        if path.startswith("/drip/"):
+            send(_head("200 OK", "Transfer-Encoding: chunked"))
+            while True:
+                send(b"5\r\ndrip\n\r\n")
+                time.sleep(float(path[6:]))
         if path == "/ws":
             return self._echo_frames(connection, reader, seen)
         if path == "/switch":
@@ -147,6 +156,8 @@ class Origin:
         if path == "/close":
             send(_head("200 OK", "Connection: close") + b"until the end")
             return False
+        if path.startswith("/trickle/"):
+            return self._trickle(send, int(path[9:]))
         if path.startswith("/slow/"):
             time.sleep(float(path[6:]))
         status, body = 200, json.dumps({"path": path}).encode()
@@ -156,9 +167,19 @@ class Origin:
             body = seen.body
         if path.startswith("/big/"):
             body = b"b" * int(path[5:])
+        if status in (204, 304):
+            send(_head(f"{status} Answer", "X-Origin: yes"))
+            return True
         send(_head(f"{status} Answer", f"Content-Length: {len(body)}", "X-Origin: yes"))
         if method != "HEAD":
             send(body)
+        return True
+
+    def _trickle(self, send: Callable[[bytes], None], count: int) -> bool:
+        send(_head("200 OK", f"Content-Length: {count}"))
+        for _ in range(count):
+            time.sleep(0.05)
+            send(b"t")
         return True
 
     def _send_events(self, send: Callable[[bytes], None]) -> bool:
@@ -205,7 +226,7 @@ class _Reader:
     def __init__(self, connection: socket.socket, log: bytearray) -> None:
         self._connection = connection
         self._log = log
-        self._held = b""
+        self._held = bytearray()
 
     def _more(self) -> bool:
         data = self._connection.recv(65_536)
@@ -213,19 +234,22 @@ class _Reader:
         self._held += data
         return bool(data)
 
+    def _take(self, size: int) -> bytes:
+        taken = bytes(self._held[:size])
+        del self._held[:size]
+        return taken
+
     def until(self, end: bytes) -> bytes:
-        while end not in self._held:
+        while (at := self._held.find(end)) < 0:
             if not self._more():
                 return b""
-        found, _, self._held = self._held.partition(end)
-        return found + end
+        return self._take(at + len(end))
 
     def exactly(self, size: int) -> bytes:
         while len(self._held) < size:
             if not self._more():
                 return b""
-        found, self._held = self._held[:size], self._held[size:]
-        return found
+        return self._take(size)
 
     def chunks(self) -> Iterator[bytes]:
         while size := int(self.until(b"\r\n").split(b";")[0] or b"0", 16):

@@ -2,6 +2,7 @@
 own."""
 
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -153,6 +154,34 @@ class Proxy:
             time.sleep(0.02)
         return found
 
+    def scrape(self, path: str, *headers: str, timeout_s: float = 5.0) -> tuple[int, str]:
+        """Ask the admin port: status and body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=timeout_s)
+        with contextlib.closing(connection):
+            fields = dict(header.split(": ", 1) for header in headers)
+            connection.request("GET", path, headers=fields)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+
+    @property
+    def rss_bytes(self) -> int:
+        """Resident memory of the process now."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
+        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+    def verify(self, *options: str) -> subprocess.CompletedProcess[str]:
+        """`python -I -m audit verify` of the log."""
+        code = (
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); from audit.cli import audit; audit()"
+        )
+        return subprocess.run(
+            [sys.executable, "-I", "-c", code, "verify", str(self.state / "log"), *options],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
     def exchange(self, message: bytes, *, timeout_s: float = 5.0) -> bytes:
         """Send raw bytes, return everything that comes back until the connection closes."""
         with self.connect(timeout_s) as connection:
@@ -193,6 +222,16 @@ class Proxy:
         if protocols:
             context.set_alpn_protocols(list(protocols))
         return context.wrap_socket(connection, server_hostname=sni if sni is not None else host)
+
+
+def wait_until(check: Callable[[], object], timeout_s: float = 10.0) -> bool:
+    """Poll until `check()` is true; False when the time is over."""
+    until = time.monotonic() + timeout_s
+    while not check():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def read_all(connection: socket.socket) -> bytes:

@@ -58,10 +58,10 @@ class Terminator:
     def _select_protocol(
         self, _connection: SSL.Connection, offers: list[bytes]
     ) -> bytes | SSL._NoOverlappingProtocols:
-        known = (b"h2", b"http/1.1") if self._http2 else (b"http/1.1",)
-        for offer in offers:
-            if offer in known:
-                return offer
+        """Our order decides, as RFC 7301 has it: some clients that want h2 name http/1.1 first."""
+        for known in (b"h2", b"http/1.1") if self._http2 else (b"http/1.1",):
+            if known in offers:
+                return known
         return SSL.NO_OVERLAPPING_PROTOCOLS
 
 

@@ -370,7 +370,8 @@ def _summarise(event: dict[str, Any]) -> str:
     kind = event.get("kind", "")
     if kind == "decision":
         target, agent = event["target"], event.get("agent", {})
-        place = f"{target.get('method', '')} {target.get('scheme', '')}://{target.get('host', '')}"
+        scheme = f"{target['scheme']}://" if "scheme" in target else ""  # a CONNECT has none
+        place = f"{target.get('method', '')} {scheme}{target.get('host', '')}"
         port = f":{target['port']}" if "port" in target else ""
         rules = ",".join(event["policy"]["rules"])
         words = (

@@ -39,7 +39,7 @@ _ALL = (
     # policy
     Reason("no-rule-matched", 403, "No rule allows this request",
            "Do not retry the same request; it is denied by default.",
-           "`tollkeeper policy explain` names the nearest rule and what it missed by"),
+           "add an allow rule, or widen the nearest one in `tollkeeper policy explain`"),
     Reason("host-not-allowed", 403, "No rule allows this destination",
            "Do not retry; use a destination that the operator has allowed.",
            "add an allow rule for the host; nothing was resolved or contacted"),

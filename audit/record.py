@@ -2,13 +2,12 @@
 
     {"kind":"decision", …}  --encode-->  b'{"agent":{"id":"a"},"client":"10.0.0.7", …}'
 
-Rule 1: what `encode` returns matches the form in fields.py, or `EventRefused` says which field is
-        wrong.
-Rule 2: a record is never lost because a value was odd or long. Bytes that are not printable ASCII
-        are percent-encoded in fields that came from the wire; values that would make a record
-        longer than `LINE_BYTES_MAX` are cut, and what was cut is named by length and SHA-256 (`
-        cut:<bytes> sha256:<64 hex>`; `wire_text` never lets a space through, so an agent cannot
-        forge that mark).
+Rule 1: `encode` is the fast road, and its bytes are judged by the form of the kind (audit/laws.py);
+        what fails there takes `settle`, the slow road, which mends it or names the wrong field.
+Rule 2: a record is never lost because a value was odd or long. In fields from the wire, bytes that
+        are not printable ASCII become %XX. Values that make a record too long are cut and named by
+        length and digest: ` cut:<bytes> sha256:<64 hex>`. `wire_text` encodes spaces as well, so
+        what went through it cannot look like that mark.
 Rule 3: the encoder is trusted to write, never to verify: audit/chain.py checks the bytes on disk.
 """
 

@@ -4,7 +4,7 @@ reads answers one by one."""
 import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Http1:
         self.connection = connection
         self._held = bytearray()
 
-    def __enter__(self) -> "Http1":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

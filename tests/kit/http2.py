@@ -96,9 +96,9 @@ class Http2:
         stream = self._streams.get(getattr(event, "stream_id", 0) or 0, _Open())
         match event:
             case h2.events.ResponseReceived():
-                stream.headers = list(event.headers)
+                stream.headers = _text(event.headers)
             case h2.events.TrailersReceived():
-                stream.trailers = list(event.headers)
+                stream.trailers = _text(event.headers)
             case h2.events.DataReceived():
                 stream.body += event.data
                 size = event.flow_controlled_length
@@ -125,6 +125,10 @@ class Http2:
     def _flush(self) -> None:
         if data := self._h2.data_to_send():
             self.connection.sendall(data)
+
+
+def _text(headers: Iterable[Any]) -> list[tuple[str, str]]:
+    return [(str(name), str(value)) for name, value in headers]
 
 
 @dataclass
@@ -184,7 +188,7 @@ class _Service:
     def _note(self, event: Any) -> None:
         match event:
             case h2.events.RequestReceived():
-                self._open[event.stream_id] = _Open(list(event.headers))
+                self._open[event.stream_id] = _Open(_text(event.headers))
             case h2.events.DataReceived():
                 self._open[event.stream_id].body += event.data
                 size = event.flow_controlled_length

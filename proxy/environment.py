@@ -53,6 +53,14 @@ def list_variables(proxy_url: str, certificate: Path, bundle: Path) -> Mapping[s
     return variables | dict.fromkeys(_ADDING, str(certificate))
 
 
+def format_proxy_exports(proxy_url: str) -> str:
+    """Lines for a POSIX shell that change the proxy and nothing else: all spellings at once, since
+    clients that find several prefer the lower-case one."""
+    names = (spelling for name in _PROXY for spelling in (name, name.lower()))
+    others = " ".join(f'{name}="$HTTPS_PROXY"' for name in names if name != "HTTPS_PROXY")
+    return f"export HTTPS_PROXY={quote(proxy_url)}\nexport {others}"
+
+
 def format_exports(variables: Mapping[str, str]) -> str:
     """Lines for a POSIX shell, without a final newline."""
     return "\n".join(f"export {name}={quote(value)}" for name, value in variables.items())

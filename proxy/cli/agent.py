@@ -28,7 +28,7 @@ from proxy.cli.options import (
     state_option,
 )
 from proxy.credentials import Credential, CredentialStore, CredentialsUnusable, Issued
-from proxy.environment import format_proxy_url
+from proxy.environment import format_proxy_exports, format_proxy_url
 from proxy.settings import Endpoint, Settings
 
 
@@ -66,10 +66,10 @@ Example:
 )
 @state_option()
 @policies_option()
-@listen_option("Where the agent will find the proxy: goes into the line for it.")
+@listen_option("Where the agent will find the proxy: goes into the lines for it.")
 @json_option()
 def add(name: str, *, expires: timedelta, **options: Any) -> None:
-    """Issue a first token for the agent NAME, and print it with the line to paste."""
+    """Issue a first token for the agent NAME, and print it with the lines to paste."""
     settings = Settings(state=options["state"], policies=options["policies"])
     store = CredentialStore(settings.credentials_file)
     now = read_now()
@@ -104,7 +104,7 @@ Example:
     type=Parsed("duration", lambda text: timedelta() if text == "0" else parse_duration(text)),
 )
 @state_option()
-@listen_option("Where the agent will find the proxy: goes into the line for it.")
+@listen_option("Where the agent will find the proxy: goes into the lines for it.")
 @json_option()
 def rotate(name: str, *, overlap: timedelta, **options: Any) -> None:
     """Issue the next token of NAME (an agent, or a token's id); the old one ends after --overlap.
@@ -234,7 +234,7 @@ def _show_token(issued: Issued, listen: Endpoint, *, as_json: bool) -> None:
     end = f"until {_moment(credential.expires)}" if credential.expires else "for ever"
     say(f"Agent {credential.agent}, token {credential.id}, good {end}. It is shown this once:")
     click.echo(issued.token)
-    click.echo(f"export HTTPS_PROXY={proxy_url}")
+    click.echo(format_proxy_exports(proxy_url))
     say("`tollkeeper init` prints the other variables that clients look at.")
 
 

@@ -43,8 +43,9 @@ def add(*words: str) -> dict[str, Any]:
 
 def test_a_token_is_shown_once_with_the_line_to_paste() -> None:
     result = invoke("agent", "add", "coder")
-    token, line = result.stdout.splitlines()
+    token, line, others = result.stdout.splitlines()
     assert line == f"export HTTPS_PROXY=http://coder:{token}@127.0.0.1:8080"
+    assert 'https_proxy="$HTTPS_PROXY"' in others  # clients prefer the lower-case one
     found = store().match("coder", token)
     assert found is not None
     assert found.expires is not None

@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from proxy.environment import format_exports, format_proxy_url, list_variables
+from proxy.environment import (
+    format_exports,
+    format_proxy_exports,
+    format_proxy_url,
+    list_variables,
+)
 from proxy.settings import parse_listen
 
 CA, BUNDLE = Path("/srv/a b/ca.pem"), Path("/srv/a b/bundle.pem")
@@ -48,3 +53,17 @@ def test_a_shell_reads_the_lines_as_they_were_meant() -> None:
     run = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout == str(CA)
     assert all(shlex.split(line)[0] == "export" for line in format_exports(variables).splitlines())
+
+
+def test_a_new_token_replaces_the_proxy_under_every_spelling() -> None:
+    before = format_exports(list_variables("http://p:1", CA, BUNDLE))
+    after = format_proxy_exports("http://coder:tk_x@p:1")
+    shown = "env | grep -ci '^[a-z]*_proxy=http://coder:tk_x@p:1$'"
+    run = subprocess.run(
+        ["/bin/sh", "-c", f"{before}\n{after}\n{shown}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": "/usr/bin:/bin"},
+    )
+    assert run.stdout == "6\n"

@@ -89,7 +89,7 @@ _ALL = (
     Reason("method-override", 403, "Method override is refused",
            "Send the method you mean.", "X-HTTP-Method-Override and its kin never pass"),
     Reason("header-refused", 403, "A header field is refused",
-           "Remove duplicate or malformed header fields.", "the record's `error` names the field"),
+           "Remove duplicate or malformed header fields.", "the record's `findings` name the field"),
     Reason("trailer-refused", 403, "Trailers are refused",
            "Send the request without trailers.", "request trailers never pass"),
     Reason("host-mismatch", 403, "The names of the destination disagree",

@@ -17,6 +17,7 @@ from ipaddress import ip_address
 import structlog
 
 from audit.denials import DenialBudget
+from audit.verify import verify
 from audit.writer import LogUnavailable, Writer, wall_clock
 from policies.compile import compile_policy
 from policies.engine import screen
@@ -66,6 +67,11 @@ class House:
             idle_timeout_s=int(settings.idle_timeout_s), http2=self.passed.http2
         )
         self.credentials = CredentialStore(settings.state / "credentials.json")
+        self.admin_token = (
+            None if settings.admin.is_loopback else ensure_token(settings.state / "admin.token")
+        )
+        self.admin = open_listener(settings.admin)
+        # last of what can refuse: it takes the lock
         self.writer = Writer.open(
             settings.state / "log",
             software=describe_software(),
@@ -93,10 +99,6 @@ class House:
             self.options,
             http2=self.passed.http2,
         )
-        self.admin_token = (
-            None if settings.admin.is_loopback else ensure_token(settings.state / "admin.token")
-        )
-        self.admin = open_listener(settings.admin)
         self.enforcer.owns = self.owns
         self.metrics.watch(
             connections_open=lambda: self.master.connections_open,
@@ -227,6 +229,7 @@ async def serve(settings: Settings, *, announce: Callable[[str], None]) -> int:
         PolicyRejected, PolicyUnreadable, CaUnusable, GateClosed, SelfTestFailed, OptionsTampered,
         LogMissing, LogBusy, LogBroken, LogUnavailable, OSError: the port was never opened.
     """
+    signals = Signals()  # first: a stop that comes while we start is a stop, too
     house = House(settings)
     try:
         listening = await house.start()
@@ -240,9 +243,10 @@ async def serve(settings: Settings, *, announce: Callable[[str], None]) -> int:
         admin = asyncio.get_running_loop().create_task(_serve_admin(house))
         announce(f"admin on http://{_endpoint(house.admin.getsockname())}")
         announce(f"listening on {listening}")
-        await _wait_for_signals(house)
+        await signals.wait(house)
     finally:
         announce("draining")
+        signals.hurry(house)
         await house.stop()
         await control.close()
         if admin is not None:
@@ -274,25 +278,31 @@ def list_commands(house: House) -> dict[str, Command]:
     return {"reload": reload, "status": status, COMMAND: answer_changes(house.writer)}
 
 
-async def _wait_for_signals(house: House) -> None:
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    reloads: set[asyncio.Task[str]] = set()
+class Signals:
+    """SIGTERM and SIGINT stop, SIGHUP reloads; caught from the moment this is made."""
 
-    def reload() -> None:
-        task = loop.create_task(house.reload())
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, reload)
-    try:
-        await stop.wait()
-    finally:
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self._reloads: set[asyncio.Task[str]] = set()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, house.hurry)
-        loop.remove_signal_handler(signal.SIGHUP)
+            self._loop.add_signal_handler(number, self._stop.set)
+
+    async def wait(self, house: House) -> None:
+        """Until the first stop; reloads meanwhile."""
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload, house)
+        await self._stop.wait()
+        self._loop.remove_signal_handler(signal.SIGHUP)
+
+    def hurry(self, house: House) -> None:
+        """From now on another stop cuts what is still under way."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, house.hurry)
+
+    def _reload(self, house: House) -> None:
+        task = self._loop.create_task(house.reload())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
 
 
 def check(settings: Settings) -> list[str]:
@@ -306,7 +316,7 @@ def check(settings: Settings) -> list[str]:
 
     problems: list[str] = []
     try:
-        problems += check_gates().notes
+        check_gates()
     except GateClosed as error:
         problems.append(str(error))
     try:
@@ -319,7 +329,12 @@ def check(settings: Settings) -> list[str]:
     except PolicyUnreadable as error:
         problems.append(str(error))
     if not is_blank(settings.state):
-        problems += [str(problem) for problem in check_state(settings.state)]
+        found = check_state(settings.state, group=settings.state_group)
+        problems += [str(problem) for problem in found]
+        folder = settings.state / "log"
+        report = verify(folder, allow_open=True)
+        if report.exit_code not in (0, 3):
+            problems.append(f"{folder}: {report.problem}; `tollkeeper audit verify` says more")
         try:
             LeafMint.load(settings.state / "ca")
         except CaUnusable as error:

@@ -143,10 +143,6 @@ class Settings:
     pipelined_bytes_max: int = 64 * KIB
     # 100 Mbit/s for 300 ms: what a client may lag behind its origin, per connection
     h2_buffer_bytes_max: int = 4 * MIB
-    # what common WebSocket servers take; refused from the frame's header, before it is buffered
-    websocket_frame_bytes_max: int = 1 * MIB
-    # all fragments together: they are held until the last one arrives
-    websocket_message_bytes_max: int = 4 * MIB
 
     def __post_init__(self) -> None:
         for knob in fields(self):

@@ -94,6 +94,28 @@ class StrictHttp1Server(_http1.Http1Server):
         super().__init__(context)
         self._session = session_of(context)
         self._answered = False
+        self._heads = 0  # complete ones
+        self._awaited: tuple[commands.RequestWakeup, int] | None = None
+
+    def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        if isinstance(event, events.Wakeup):
+            yield from self._check_patience(event)
+        else:
+            yield from super()._handle_event(event)
+
+    def _check_patience(self, event: events.Wakeup) -> CommandGenerator[None]:
+        """A head that is still not complete keeps a descriptor for nothing (slowloris, I1)."""
+        awaited, self._awaited = self._awaited, None
+        if awaited is None or awaited[0] is not event.command or awaited[1] != self._heads:
+            return
+        if self.state == self.read_headers and self.buf:
+            yield from self._reject("the head took too long")
+
+    def _await_head(self) -> CommandGenerator[None]:
+        if self._awaited is None and self.buf:
+            wakeup = commands.RequestWakeup(self._session.settings.header_timeout_s)
+            self._awaited = (wakeup, self._heads)
+            yield wakeup
 
     def read_headers(self, event: events.ConnectionEvent) -> CommandGenerator[None]:
         """Read one head, or answer 400 and record why it is none."""
@@ -105,7 +127,9 @@ class StrictHttp1Server(_http1.Http1Server):
             return
         head = self._take_head()
         if head is None:
+            yield from self._await_head()
             return
+        self._heads += 1
         if isinstance(head, HeadError):
             yield from self._reject(head.why)
             return

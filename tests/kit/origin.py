@@ -207,9 +207,10 @@ class Origin:
             mask = reader.exactly(4)
             data = bytes(b ^ mask[i % 4] for i, b in enumerate(reader.exactly(size)))
             self.frames.append((head[0], data))
-            short = bytes([size]) if size < 126 else b"\x7e" + size.to_bytes(2)
             if size > 0xFFFF:
                 short = b"\x7f" + size.to_bytes(8)
+            else:
+                short = b"\x7e" + size.to_bytes(2) if size > 125 else bytes([size])
             connection.sendall(head[:1] + short + data)
             if head[0] & 0x0F == 8:
                 return False

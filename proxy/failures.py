@@ -59,15 +59,15 @@ def _explain_os(error: OSError) -> str:
 
 
 def _explain_adapter(error: Exception) -> str | None:
-    """Failures of proxy/mitm: imported here, as they bring mitmproxy along."""
+    """Failures of proxy/mitm and proxy/admin: imported here, for what they bring along."""
+    from proxy.admin.api import AdminUnusable
     from proxy.mitm.ca import CaUnusable
     from proxy.mitm.gates import GateClosed
     from proxy.mitm.options import OptionsTampered
     from proxy.mitm.selftest import SelfTestFailed
+    from proxy.mitm.tls import UpstreamCaUnusable
 
-    if isinstance(error, CaUnusable):
-        return f"{error}; `tollkeeper init` makes a CA where there is none"
-    if isinstance(error, GateClosed):
+    if isinstance(error, AdminUnusable | CaUnusable | GateClosed | UpstreamCaUnusable):
         return str(error)
     if isinstance(error, SelfTestFailed | OptionsTampered):
         return f"{error}; the gate does not hold, so no port was opened; please report it"

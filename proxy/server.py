@@ -312,7 +312,7 @@ def check(settings: Settings) -> list[str]:
     """
     from proxy.mitm.ca import CaUnusable, LeafMint
     from proxy.mitm.gates import GateClosed, check_gates
-    from proxy.mitm.tls import Originator
+    from proxy.mitm.tls import Originator, UpstreamCaUnusable
 
     problems: list[str] = []
     try:
@@ -341,7 +341,6 @@ def check(settings: Settings) -> list[str]:
             problems.append(str(error))
     try:
         Originator(settings.upstream_ca_files)
-    except Exception as error:  # noqa: BLE001  pyOpenSSL's own errors have no text; the files are named
-        names = ", ".join(map(str, settings.upstream_ca_files))
-        problems.append(f"--upstream-ca {names}: {error!r}; give PEM files that can be read")
+    except UpstreamCaUnusable as error:
+        problems.append(str(error))
     return problems

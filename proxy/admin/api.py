@@ -40,6 +40,10 @@ _HEAD_BYTES_MAX = 16 * 1024
 _CLOSE_TIMEOUT_S = 1
 
 
+class AdminUnusable(ValueError):  # noqa: N818  named after the failure
+    """The port or the token of the admin side cannot be used. The text says what to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Status:
     """The server's own view of itself."""
@@ -125,7 +129,7 @@ def open_listener(endpoint: Endpoint) -> socket.socket:
     except OSError as failure:
         listening.close()
         cause = (failure.strerror or "cannot listen").lower()
-        raise ValueError(f"`--admin {endpoint}`: {cause}; choose another port") from failure
+        raise AdminUnusable(f"`--admin {endpoint}`: {cause}; choose another port") from failure
     return listening
 
 
@@ -174,10 +178,10 @@ def ensure_token(path: Path) -> str:
         pass
     with path.open() as file:
         if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
-            raise ValueError(f"`{path}`: others may read it; run `chmod 600 {path}`")
+            raise AdminUnusable(f"`{path}`: others may read it; run `chmod 600 {path}`")
         token = file.read(_TOKEN_CHARS_MAX).strip()
     if len(token) < TOKEN_BYTES or not token.isascii():
-        raise ValueError(f"`{path}`: holds no token; delete the file, and a new one is made")
+        raise AdminUnusable(f"`{path}`: holds no token; delete the file, and a new one is made")
     return token
 
 

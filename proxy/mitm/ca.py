@@ -108,8 +108,11 @@ class LeafMint:
             certificate = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
             key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
         except (OSError, ValueError, TypeError) as error:
+            cause = str(error)
+            if isinstance(error, OSError):
+                cause = f"{Path(error.filename).name}: {(error.strerror or cause).lower()}"
             raise CaUnusable(
-                f"{folder}: {error}; restore ca.pem and ca.key, or move the folder away and run"
+                f"{folder}: {cause}; restore ca.pem and ca.key, or move the folder away and run"
                 " `tollkeeper init` for a new CA that every agent must then trust"
             ) from None
         if not isinstance(key, ec.EllipticCurvePrivateKey) or (

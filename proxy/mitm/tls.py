@@ -26,6 +26,10 @@ _HOST_FLAGS = (
 )  # X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
 
 
+class UpstreamCaUnusable(RuntimeError):  # noqa: N818  named after the failure
+    """A file of `--upstream-ca` holds no certificate. The text says which, and what to do."""
+
+
 class Terminator:
     """Server side of TLS towards agents: contexts by host, kept so that sessions resume."""
 
@@ -71,8 +75,9 @@ class Originator:
     def __init__(self, extra_ca_files: Sequence[Path] = ()) -> None:
         context = _hardened(SSL.TLS_CLIENT_METHOD)
         context.set_verify(SSL.VERIFY_PEER)
-        for path in [_system_bundle(), *map(str, extra_ca_files)]:
-            context.load_verify_locations(path)
+        context.load_verify_locations(_system_bundle())
+        for path in extra_ca_files:
+            _trust(context, path)
         self._context = context
 
     def connection(self, name: str, protocols: Sequence[bytes]) -> SSL.Connection:
@@ -104,6 +109,15 @@ def _hardened(method: int) -> SSL.Context:
     context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_CIPHER_SERVER_PREFERENCE)
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
     return context
+
+
+def _trust(context: SSL.Context, path: Path) -> None:
+    try:
+        context.load_verify_locations(str(path))
+    except SSL.Error as error:
+        raise UpstreamCaUnusable(
+            f"`--upstream-ca {path}`: holds no certificate that can be read; give a PEM file"
+        ) from error
 
 
 def _system_bundle() -> str:

@@ -235,11 +235,12 @@ def test_a_second_server_on_the_same_state_is_refused(house: Path) -> None:
         assert "in use by another writer; a server is running on this state" in run.stderr
 
 
-def test_a_taken_port_is_named(house: Path) -> None:
+@pytest.mark.parametrize(("taken", "free"), [("--listen", "--admin"), ("--admin", "--listen")])
+def test_a_taken_port_is_named(house: Path, taken: str, free: str) -> None:
     with Proxy(house, house / "policies.yaml") as proxy:
-        words = ("--state", "other", "--listen", f"127.0.0.1:{proxy.port}")
+        words = ("--state", "other", taken, f"127.0.0.1:{proxy.port}", free, "127.0.0.1:0")
         run = subprocess.run(
-            [sys.executable, "-m", "proxy", "serve", *words, "--admin", "127.0.0.1:0"],
+            [sys.executable, "-m", "proxy", "serve", *words],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
@@ -248,6 +249,14 @@ def test_a_taken_port_is_named(house: Path) -> None:
         )
         assert run.returncode == 2
         assert "address already in use" in run.stderr
+        assert "Traceback" not in run.stderr
+
+
+def test_an_upstream_ca_that_is_none_is_named() -> None:
+    for words, code in ((), 2), (("--check",), 1):
+        run = run_serve("--upstream-ca", "policies.yaml", *words)
+        assert run.returncode == code
+        assert "`--upstream-ca policies.yaml`: holds no certificate" in run.stderr + run.stdout
         assert "Traceback" not in run.stderr
 
 

@@ -10,9 +10,11 @@ from audit.writer import LogBroken, LogBusy, LogMissing, LogUnavailable
 from policies.compile import compile_text
 from policies.model import PolicyRejected
 from policies.sources import PolicyUnreadable
+from proxy.admin.api import AdminUnusable
 from proxy.failures import explain_failure, render_findings
 from proxy.mitm.ca import CaUnusable
 from proxy.mitm.gates import GateClosed
+from proxy.mitm.tls import UpstreamCaUnusable
 from proxy.settings import Settings
 
 SETTINGS = Settings(state=Path("/srv/state"))
@@ -30,8 +32,10 @@ KNOWN: dict[str, tuple[Exception, str, str]] = {
     "a full disk": (LogUnavailable("audit-disk-full", "0 bytes free"), "0 bytes", "free the disk"),
     "a bad policy": (PolicyRejected(()), "policies.yaml: the policy has errors", "policy check"),
     "no policy": (PolicyUnreadable("p.yaml", "no such file"), "cannot read `p.yaml`", "init"),
-    "no CA": (CaUnusable("/srv/state/ca: no ca.pem"), "no ca.pem", "tollkeeper init"),
+    "no CA": (CaUnusable("/srv/state/ca: no ca.pem; restore"), "no ca.pem", "restore"),
     "an old library": (GateClosed("h11 0.14 is installed"), "h11 0.14", ""),
+    "an admin port that is taken": (AdminUnusable("`--admin x`: taken"), "--admin x", "taken"),
+    "an upstream CA that is none": (UpstreamCaUnusable("`--upstream-ca f`: x"), "f", "x"),
     "a port that is taken": (TAKEN, "address already in use", "--listen"),
     "a file that may not be read": (DENIED, "`/srv/state/log`: permission denied", "doctor"),
 }

@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 from OpenSSL import SSL
 
 from proxy.mitm.ca import LeafMint, create_ca
-from proxy.mitm.tls import Originator, Terminator
+from proxy.mitm.tls import Originator, Terminator, UpstreamCaUnusable
 from tests.kit.certificates import Authority
 from tests.kit.proxy import ROOT
 
@@ -200,8 +200,10 @@ def test_a_name_that_cannot_be_verified_is_no_name() -> None:
 
 
 def test_a_bundle_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(SSL.Error):
-        Originator((tmp_path / "missing.pem",))
+    (tmp_path / "empty.pem").touch()
+    for name in ("missing.pem", "empty.pem"):
+        with pytest.raises(UpstreamCaUnusable, match=name):
+            Originator((tmp_path / name,))
 
 
 # --- towards the agent

@@ -32,6 +32,7 @@ class Http1:
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self._held = bytearray()
+        self.received_bytes = 0
 
     def __enter__(self) -> Self:
         return self
@@ -117,6 +118,7 @@ class Http1:
         if not data:
             raise ConnectionError(f"the connection ended behind {bytes(self._held[:200])!r}")
         self._held += data
+        self.received_bytes += len(data)
 
     def _take(self, size: int) -> bytes:
         taken = bytes(self._held[:size])

@@ -92,8 +92,7 @@ class Proxy:
         if wait:
             self._ready.wait(30)
             if not self.port:
-                self.process.kill()
-                self.process.wait()
+                self.stop(signal.SIGKILL)
                 raise RuntimeError(f"the proxy did not start:\n{self.stderr}")
         return self
 

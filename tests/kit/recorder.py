@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from audit.record import EventRefused, encode, settle
+from audit.writer import Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class MemoryRecorder:
         self._open: set[str] = set()
         self._known: set[str] = set()
 
-    async def store(self, event: Mapping[str, object]) -> object:
+    async def store(self, event: Mapping[str, object]) -> Stored:
         """Record, or do what the fault says."""
         fault = self._find_fault(event)
         if fault is None or fault.recorded:
@@ -39,7 +40,7 @@ class MemoryRecorder:
             await asyncio.Event().wait()
         if fault is not None and fault.error is not None:
             raise fault.error
-        return None
+        return Stored(len(self.events), "", "")
 
     def submit(self, event: Mapping[str, object]) -> None:
         """As `store`; what would hang is only lost."""

@@ -227,8 +227,12 @@ def test_a_part_that_hangs_is_a_recorded_denial_in_time(
     check_idle(enforcer, recorder)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("x"), ContractBroken("x")], ids=repr)
-def test_metrics_that_fail_change_no_verdict(error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("x"), ContractBroken("x"), asyncio.CancelledError(), GeneratorExit()],
+    ids=repr,
+)
+def test_metrics_that_fail_change_no_verdict(error: BaseException) -> None:
     metrics = Metrics()
     for name in ("count_request", "count_rules", "observe_decision", "count_record"):
         setattr(metrics, name, raising(error))
@@ -238,11 +242,10 @@ def test_metrics_that_fail_change_no_verdict(error: Exception) -> None:
     assert len(recorder.of("decision")) == 1
 
 
-@pytest.mark.parametrize("error", [asyncio.CancelledError(), Strange()], ids=repr)
-def test_metrics_that_cancel_deny(error: BaseException) -> None:
-    """After the record: the allow stands in the log, and so does what became of it."""
+def test_a_fault_after_the_record_denies_and_has_its_outcome() -> None:
+    """The allow stands in the log, and so does what became of it."""
     enforcer, recorder = furnish()
-    setattr(enforcer.metrics, "count_request", raising(error))  # noqa: B010  mypy knows methods
+    setattr(enforcer, "_count", raising(Strange()))  # noqa: B010  mypy knows methods
     assert refusal(run(enforcer)) == "internal-error"
     assert [event["kind"] for event in recorder.events] == ["decision", "outcome"]
     check_idle(enforcer, recorder)
@@ -313,11 +316,24 @@ def test_a_lost_outcome_ends_its_exchange_all_the_same(error: Exception) -> None
     assert enforcer.ledger.held == 0  # type: ignore[attr-defined]  # it is a MemoryLedger
 
 
+def test_a_log_that_gives_no_receipt_denies() -> None:
+    """L2: only what the log says is stored is stored."""
+    enforcer, recorder = furnish()
+    store = recorder.store
+
+    async def store_silently(event: Any) -> None:
+        await store(event)
+
+    recorder.store = store_silently  # type: ignore[assignment,method-assign]
+    assert refusal(run(enforcer)) == "contract-broken"
+    check_idle(enforcer, recorder)
+
+
 def test_the_clock_failing_after_the_record_leaves_an_outcome() -> None:
     enforcer, recorder = furnish()
     store = recorder.store
 
-    async def store_and_stop_the_clock(event: Any) -> object:
+    async def store_and_stop_the_clock(event: Any) -> Any:
         enforcer._now = raising(OverflowError("x"))
         return await store(event)
 
@@ -523,7 +539,7 @@ def test_a_reload_while_the_record_is_written_stops_the_request() -> None:
     enforcer, recorder = furnish()
     store = recorder.store
 
-    async def store_and_reload(event: Any) -> object:
+    async def store_and_reload(event: Any) -> Any:
         enforcer.generation.policy_set = compiled(POLICY.replace("/ok/**", "/other/**"))
         return await store(event)
 

@@ -488,7 +488,7 @@ class Writer:
 
     def _tell(self, message: Callable[[WriterObserver], None]) -> None:
         if self._observer is not None:
-            with suppress(Exception):  # an observer counts; it must not stop the record
+            with suppress(BaseException):  # an observer counts; it must not stop the record
                 message(self._observer)
 
 

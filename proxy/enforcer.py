@@ -12,6 +12,7 @@ Rule 3: a decision is durable before its verdict leaves this file; an outcome is
 """
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from typing import Protocol
 import structlog
 
 from audit.denials import DenialBudget
-from audit.writer import EventRefused, LogUnavailable, wall_clock
+from audit.writer import EventRefused, LogUnavailable, Stored, wall_clock
 from policies.ledger import Ledger, LedgerUnavailable
 from policies.model import Address, ContractBroken, Request, Verdict
 from policies.policy_set import PolicySet
@@ -31,7 +32,7 @@ from proxy.call import Call, describe_target, find_authorization, read_call
 from proxy.denial import Denial, deny
 from proxy.destination import DnsFailed, Resolver
 from proxy.exchange import Exchange
-from proxy.fault import NOT_RECORDED, LogSlow, explain_fault
+from proxy.fault import ANY_FAULT, NOT_RECORDED, LogSlow, explain_fault
 from proxy.identity import CredentialStore, IdentityRefusal, identify
 from proxy.metrics import Metrics
 from proxy.recording import (
@@ -199,7 +200,7 @@ class Enforcer:
                 if not isinstance(answer, Event):
                     break
                 effects = exchange.handle(answer)
-        except Exception as second:  # noqa: BLE001  the last net; the answer denies
+        except ANY_FAULT as second:  # the last net; the answer denies
             self.count_fault("abandon", second)
         self._runs.pop(exchange.id, None)
         denial = None
@@ -221,7 +222,7 @@ class Enforcer:
                 else:
                     self._queue(exchange, effect)
             return cut
-        except Exception as error:  # noqa: BLE001  counted; the caller cuts
+        except ANY_FAULT as error:  # counted; the caller cuts
             self.count_fault("advance", error)
             return "contract-broken" if isinstance(error, ContractBroken) else "internal-error"
 
@@ -355,7 +356,7 @@ class Enforcer:
         end = self.ledger.settle if settle else self.ledger.void
         try:
             end(exchange.id)
-        except Exception as error:  # noqa: BLE001  counted; the request itself has its verdict
+        except ANY_FAULT as error:  # counted; the request itself has its verdict
             self.count_fault("ledger", error)
 
     async def _store(self, exchange: Exchange, record: DecisionRecord) -> None:
@@ -367,9 +368,11 @@ class Enforcer:
         run.asked = True  # from here on only the log itself can say that there is no record
         try:
             async with asyncio.timeout(self.settings.audit_deadline_s):
-                await self.recorder.store(event)
+                stored = await self.recorder.store(event)
         except TimeoutError:
             raise LogSlow("the log was not durable in time") from None
+        if not isinstance(stored, Stored):
+            raise ContractBroken("L2: the log gave no receipt")
         self.metrics.safely(lambda m: m.count_record("decision"))
 
     def _is_recorded_singly(self, record: DecisionRecord) -> bool:
@@ -398,7 +401,7 @@ class Enforcer:
             code = error.code
             self.metrics.safely(lambda m: m.failed(code))
             return True  # the log counts it, and says so once it works again
-        except Exception as error:  # noqa: BLE001  a refused event is a bug of ours; it is counted
+        except ANY_FAULT as error:  # a refused event is a bug of ours; it is counted
             self.count_fault("record", error)
             return False
         self.metrics.safely(lambda m: m.count_record(str(event["kind"])))
@@ -484,7 +487,8 @@ class Enforcer:
 
     def count_fault(self, where: str, error: BaseException) -> None:
         self.metrics.safely(lambda m: m.count_fault(where))
-        log.error("fault", where=where, error=type(error).__name__, exc_info=error)
+        with contextlib.suppress(*ANY_FAULT):  # talk is no evidence
+            log.error("fault", where=where, error=type(error).__name__, exc_info=error)
 
 
 def _is_ending() -> bool:

@@ -4,10 +4,15 @@ Whatever is not listed is `internal-error`: a bug denies like an outage, and the
 traceback.
 """
 
+import asyncio
+
 from audit.writer import EventRefused, LogUnavailable
 from policies.ledger import LedgerUnavailable
 from policies.model import ContractBroken
 
+# What code that does not wait may raise, and what must not get past it: everything but the signals
+# that end the process. There, CancelledError and GeneratorExit are faults like any other (A4).
+ANY_FAULT = (Exception, asyncio.CancelledError, GeneratorExit)
 NOT_RECORDED = (LogUnavailable, EventRefused)  # with these the log says that there is no record
 
 

@@ -23,6 +23,7 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from policies.reasons import REASONS
+from proxy.fault import ANY_FAULT
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 UNIDENTIFIED = "unidentified"  # the agent label of everyone whom the policy does not name
@@ -93,7 +94,7 @@ class Metrics:
         """Call `count(self)`; whatever it raises is counted in `failures` and goes no further."""
         try:
             count(self)
-        except Exception:  # noqa: BLE001  a metric must not change a verdict
+        except ANY_FAULT:  # a metric must not change a verdict
             self.failures += 1
 
     # --- traffic

@@ -17,7 +17,7 @@ from proxy.mitm.layers import GatedHttpLayer
 from proxy.mitm.session import session_of
 
 _REQUEST_LINE = re.compile(rb"[A-Z]{3,16} ")
-_SNIFF_BYTES = 20  # enough for a TLS record header or the longest method that could pass
+SNIFF_BYTES = 20  # enough for a TLS record header or the longest method that could pass
 _SEEN_BYTES = 64
 
 
@@ -45,7 +45,7 @@ def choose_layer(context: Context, seen: bytes, *, refuse: str = "") -> layer.La
     if not tunnel.refusal:
         if _REQUEST_LINE.match(seen):
             return GatedHttpLayer(context, tunnel)
-        if len(seen) < _SNIFF_BYTES and re.fullmatch(rb"[A-Z]+", seen):
+        if len(seen) < SNIFF_BYTES and re.fullmatch(rb"[A-Z]+", seen):
             return None
     session.record_malformed("protocol-refused", seen[:_SEEN_BYTES])
     return Reject(context)

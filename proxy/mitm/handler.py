@@ -30,8 +30,9 @@ from mitmproxy.proxy.server import ConnectionHandler, ConnectionIO
 
 from policies.model import ContractBroken
 from proxy.denial import LAST_RESORT
-from proxy.enforcer import Admitted, Enforcer
-from proxy.mitm.choice import choose_layer
+from proxy.enforcer import Admitted, Enforcer, Refused
+from proxy.fault import ANY_FAULT
+from proxy.mitm.choice import SNIFF_BYTES, choose_layer
 from proxy.mitm.dial import dial, explain_failure
 from proxy.mitm.handshake import TlsHooks
 from proxy.mitm.layers import GatedHttpLayer
@@ -119,6 +120,7 @@ class Handler(TlsHooks, ConnectionHandler):
             else:
                 async with asyncio.timeout(self.session.settings.hook_deadline_s):
                     await run(hook)
+            require_answer(hook)
         except BaseException as error:
             self.poison(hook, error)
             task = asyncio.current_task()
@@ -161,8 +163,10 @@ class Handler(TlsHooks, ConnectionHandler):
                 hook.data.ssl_conn = None  # the layer then closes the connection
                 self.record_tls_fault(hook)
             else:
+                if not self.session.exchanges:  # else the outcome tells
+                    self.session.record_malformed("internal-error", b"")
                 self._crash(error)
-        except Exception as second:  # noqa: BLE001  the subject is closed below whatever happens
+        except ANY_FAULT as second:  # the subject is closed below whatever happens
             self.enforcer.count_fault("poison", second)
             self._crash(second)
 
@@ -198,7 +202,7 @@ class Handler(TlsHooks, ConnectionHandler):
             self.timeout_watchdog.register_activity()
             while self._pending:
                 self._dispatch(self._pending.popleft())
-        except Exception as error:  # noqa: BLE001  counted; both sides are closed
+        except ANY_FAULT as error:  # counted; both sides are closed
             self._crash(error)
         finally:
             self._dispatching = False
@@ -284,15 +288,17 @@ class Handler(TlsHooks, ConnectionHandler):
         """Something inside broke: answer if an answer is owed, record, close everything."""
         if self._crashed:
             return
-        self.enforcer.count_fault("handler", error)
-        open_exchanges = bool(self.session.exchanges)
-        reason = "contract-broken" if isinstance(error, ContractBroken) else "internal-error"
-        self.session.end(reason)
-        if not open_exchanges and self.session.awaiting_answer:
-            self.session.record_malformed(reason, b"")
-        with contextlib.suppress(Exception):
-            self._answer_last_resort()
         self._crashed = True
+        reason = "contract-broken" if isinstance(error, ContractBroken) else "internal-error"
+        session = self.session
+        for step in (  # one that fails as well must not keep the next from being done
+            lambda: self.enforcer.count_fault("handler", error),
+            lambda: session.end(reason),
+            lambda: session.record_malformed(reason, b"") if session.unjudged else None,
+            self._answer_last_resort,
+        ):
+            with contextlib.suppress(*ANY_FAULT):
+                step()
         for connection in list(self.transports):
             if connection is not self.client:
                 self.close_connection(connection)
@@ -460,3 +466,22 @@ class Handler(TlsHooks, ConnectionHandler):
     def log(self, *_args: object, **_keywords: object) -> None:
         """mitmproxy's own connection log: agents' bytes may be in it, and our exchange lines say
         more."""
+
+
+def require_answer(hook: commands.StartHook) -> None:
+    """A hook that ended without what it was asked for has failed, too.
+
+    Raises:
+        ContractBroken: there is no verdict, no layer although enough was seen, or no TLS.
+    """
+    match hook:
+        case Judge():
+            given = isinstance(hook.stream.verdict, Admitted | Refused)
+        case layer.NextLayerHook():
+            given = hook.data.layer is not None or len(hook.data.data_client()) < SNIFF_BYTES
+        case tls.TlsStartClientHook() | tls.TlsStartServerHook():
+            given = hook.data.ssl_conn is not None
+        case _:
+            given = True
+    if not given:
+        raise ContractBroken(f"{hook.name} gave no answer")

@@ -46,6 +46,7 @@ class Session:
         self.awaiting_answer = (
             False  # an HTTP/1 request was read and no answer head was written yet
         )
+        self.unjudged = False  # a head was read, and nothing was recorded of it yet
         self.ended = False
 
     @property

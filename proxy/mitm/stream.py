@@ -38,6 +38,7 @@ from proxy.call import Call, Tunnel, find_authorization
 from proxy.denial import Denial, Rendered, deny, render
 from proxy.enforcer import Admitted, Refused
 from proxy.exchange import Exchange
+from proxy.fault import ANY_FAULT
 from proxy.mitm.layers import Dial, GatedHttpLayer
 from proxy.mitm.session import session_of
 from proxy.mitm.websocket import WebSocketRelay
@@ -104,6 +105,7 @@ class Stream(layer.Layer):
         self._head = event
         self._request_ended = False
         self.call = self._describe(event)
+        self.session.unjudged = False  # whatever becomes of Judge, it leaves a record
         yield Judge(self)
         verdict = self.verdict
         self.exchange = verdict.exchange if verdict is not None else self.exchange
@@ -314,7 +316,7 @@ class Stream(layer.Layer):
                 method=head.raw.method.decode("latin-1"),
                 http2=http2,
             )
-        except Exception as error:  # noqa: BLE001  the constant still denies; counted
+        except ANY_FAULT as error:  # the constant still denies; counted
             self.session.enforcer.count_fault("render", error)
             return LAST_RESORT_RENDERED
 

@@ -160,6 +160,7 @@ class StrictHttp1Server(_http1.Http1Server):
             return HeadError("head-too-large")
         raw = self.buf.maybe_extract_at_most(end + 4)
         self._seen = bytes(raw or b"")[skip:]
+        self._session.unjudged = self._session.awaiting_answer = True
         return read_request_head(self._seen, count_max=self._session.settings.header_count_max)
 
     def _receive(
@@ -180,7 +181,6 @@ class StrictHttp1Server(_http1.Http1Server):
             timestamp_end=None,
         )
         self._answered = False
-        self._session.awaiting_answer = True
         has_body = kind == "chunked" or length > 0
         received = ReceivedHead(self.stream_id, self.request, end_stream=not has_body)
         version: Literal["1.0", "1.1"] = "1.0" if head.version == b"HTTP/1.0" else "1.1"
@@ -237,6 +237,7 @@ class StrictHttp1Server(_http1.Http1Server):
     def _reject(self, why: str, head: RequestHead | None = None) -> CommandGenerator[None]:
         seen = self._seen if head is not None else bytes(self.buf)
         self._session.record_malformed(why, seen[:_SEEN_BYTES])
+        self._session.unjudged = self._session.awaiting_answer = False
         yield commands.SendData(self.conn, BAD_REQUEST)
         yield commands.CloseConnection(self.conn)
         self.state = self.done

@@ -64,11 +64,13 @@ class StrictHttp2Server(_http2.Http2Server):
     def protocol_error(self, message: str, error_code: int = 1) -> CommandGenerator[None]:
         """Record what mitmproxy would only have logged (A13), then GOAWAY and close."""
         self._session.record_malformed(f"HTTP/2: {message}"[:200], b"")
+        self._session.unjudged = False
         self.h2_conn.close_connection(error_code)
         yield commands.SendData(self.conn, self.h2_conn.data_to_send())
         yield from self.close_connection(message)
 
     def _receive(self, event: h2.events.RequestReceived) -> CommandGenerator[bool]:
+        self._session.unjudged = True
         head = split_head(event.headers or [])
         if isinstance(head, str):
             yield from self.protocol_error(head)

@@ -284,23 +284,32 @@ class Signals:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
+        self._house: House | None = None  # while it can reload
+        self._reload_asked = False
         self._reloads: set[asyncio.Task[str]] = set()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop.set)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload)
 
     async def wait(self, house: House) -> None:
         """Until the first stop; reloads meanwhile."""
-        self._loop.add_signal_handler(signal.SIGHUP, self._reload, house)
+        self._house = house
+        if self._reload_asked:
+            self._reload()
         await self._stop.wait()
-        self._loop.remove_signal_handler(signal.SIGHUP)
+        self._house = None
 
     def hurry(self, house: House) -> None:
         """From now on another stop cuts what is still under way."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, house.hurry)
 
-    def _reload(self, house: House) -> None:
-        task = self._loop.create_task(house.reload())
+    def _reload(self) -> None:
+        """Its default would end us: before and after, a hangup is only noted."""
+        if self._house is None:
+            self._reload_asked = True
+            return
+        task = self._loop.create_task(self._house.reload())
         self._reloads.add(task)
         task.add_done_callback(self._reloads.discard)
 

@@ -141,9 +141,14 @@ class Stream(layer.Layer):
         request, ticket = verdict.request, verdict.ticket
         if request is None or ticket is None:
             raise ContractBroken("L1: an allow without a ticket")
-        if self._client_is_gone():
-            self._advance(Failed("client-gone"))
+        broken = self._find_break()
+        if broken == "client-gone":
+            self._advance(Failed(broken))
             self._finish()
+            yield DropStream(self.stream_id)
+            return
+        if broken:  # head and broken body came in one piece: an answer is still owed
+            yield from self._fail(broken)
             return
         self._request = request
         address = (request.host, request.port)
@@ -263,7 +268,7 @@ class Stream(layer.Layer):
 
     def _on_request_error(self, event: RequestProtocolError) -> layer.CommandGenerator[None]:
         """The client broke off, or broke the protocol."""
-        reason = event.message if event.message in REASONS else "client-gone"
+        reason = _break_reason(event)
         if reason == "client-gone":
             self._advance(Failed(reason))
             yield from self._close_upstream(event.message)
@@ -414,8 +419,12 @@ class Stream(layer.Layer):
         if self.exchange is not None:
             self.session.exchanges.pop(self.exchange.id, None)
 
-    def _client_is_gone(self) -> bool:
-        return any(isinstance(event, RequestProtocolError) for event in self._paused_event_queue)
+    def _find_break(self) -> str:
+        """Why the request broke off while it was judged, "" where it did not."""
+        for event in self._paused_event_queue:
+            if isinstance(event, RequestProtocolError):
+                return _break_reason(event)
+        return ""
 
 
 _STEPS: dict[type, Any] = {
@@ -431,6 +440,10 @@ _STEPS: dict[type, Any] = {
     ResponseEndOfMessage: Stream._on_response_end,
     ResponseProtocolError: Stream._on_response_error,
 }
+
+
+def _break_reason(event: RequestProtocolError) -> str:
+    return event.message if event.message in REASONS else "client-gone"
 
 
 def _wire_request(request: Request) -> http.Request:

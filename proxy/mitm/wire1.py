@@ -201,8 +201,11 @@ class StrictHttp1Server(_http1.Http1Server):
                 else:
                     message = self.body_reader.read_eof()
             except h11.ProtocolError:
-                gone = isinstance(event, events.ConnectionClosed)
-                yield from self._break("client-gone" if gone else "malformed")
+                if isinstance(event, events.ConnectionClosed):
+                    yield commands.CloseConnection(self.conn)
+                    yield from self._break("client-gone")
+                else:
+                    yield from self._break("malformed")
                 return
             if message is None:
                 return

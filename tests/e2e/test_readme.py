@@ -8,8 +8,10 @@ run, and a line that is only `…` for any number of lines.
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -78,18 +80,24 @@ def take_tour(folder: Path, steps: list[str]) -> list[str]:
     (folder / ".venv").symlink_to(sys.prefix)
     assert (folder / ".venv" / "bin" / "tollkeeper").exists(), "run `make setup`"
     script = "\n".join(f"{step}\necho '{STEP}'" for step in steps)
-    # a process that still runs would hold the pipe open: the tour stops what it started
-    run = subprocess.run(
-        [*alone(), "bash", "--noprofile", "--norc", "-c", f"exec 2>&1\n{script}"],
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    *printed, rest = run.stdout.split(f"{STEP}\n")
-    assert (run.returncode, rest) == (0, ""), f"{printed}\n{rest}"
+    output = folder / "printed.txt"  # no pipe: what a failed tour leaves behind would hold it open
+    with output.open("wb") as file:
+        shell = subprocess.Popen(
+            [*alone(), "bash", "--noprofile", "--norc", "-c", f"exec 2>&1\n{script}"],
+            cwd=folder,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            start_new_session=True,
+        )
+        try:
+            code = shell.wait(120)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
+            shell.wait(10)
+    *printed, rest = output.read_text(encoding="utf-8").split(f"{STEP}\n")
+    assert (code, rest) == (0, ""), f"{printed}\n{rest}"
     return printed
 
 

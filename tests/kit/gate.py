@@ -75,6 +75,7 @@ class Gate:
             self.enforcer, self.terminator, self.originator, self.options, http2=http2
         )
         self.port = 0
+        self._sockets: list[socket.socket] = []
 
     def __enter__(self) -> Self:
         self.loop = asyncio.new_event_loop()
@@ -84,6 +85,8 @@ class Gate:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for connection in self._sockets:
+            connection.close()
         self.run(self.master.drain(0.0))
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(5)
@@ -99,8 +102,10 @@ class Gate:
         return self.folder / "ca" / "ca.pem"
 
     def connect(self, timeout_s: float = 5.0) -> socket.socket:
-        """A plain connection to the gate."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout_s)
+        """A plain connection to the gate; closed with it, at the latest."""
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout_s)
+        self._sockets.append(connection)
+        return connection
 
     def exchange(self, message: bytes, *, timeout_s: float = 5.0) -> bytes:
         """Send bytes, return everything until the gate closes."""
@@ -136,7 +141,9 @@ class Gate:
         context.check_hostname = False
         context.set_alpn_protocols(list(protocols))
         plain = self.tunnel(authority, timeout_s)
-        return context.wrap_socket(plain, server_hostname=sni or authority.rpartition(":")[0])
+        secure = context.wrap_socket(plain, server_hostname=sni or authority.rpartition(":")[0])
+        self._sockets.append(secure)
+        return secure
 
     def wait_for(self, kind: str, count: int = 1, timeout_s: float = 5.0) -> list[dict[str, Any]]:
         """The events of a kind, once there are `count`."""

@@ -2,8 +2,8 @@
 
     agent `a` is denied 5,000 times in a second: 1,200 records, then `dropped{n:3800}`
 
-Rule 1: only denials are ever counted instead of recorded; an allow that is not recorded is not
-        allowed.
+Rule 1: only denials and malformed messages are ever counted instead of recorded; an allow that is
+        not recorded is not allowed.
 Rule 2: nothing is lost without a count: `drain` gives one `dropped` event per agent and reason.
 
 The proxy asks `admit` before it stores a denial, and submits what `drain` returns once a second and

@@ -227,8 +227,13 @@ class Enforcer:
             return "contract-broken" if isinstance(error, ContractBroken) else "internal-error"
 
     def record_malformed(self, client: str, why: str, seen: bytes) -> None:
-        """Record a message that could not be parsed (no exchange exists for those)."""
+        """Record a message that could not be parsed (no exchange exists for those).
+
+        Like denials, singly or counted: garbage is the cheapest way to fill a disk (I8).
+        """
         self.metrics.safely(lambda m: m.count_request("", "deny", "malformed"))
+        if not self._denials.admit("", "malformed", time.monotonic()):
+            return
         if not self._quiet:
             log.info("malformed", client=client, why=why)
         self._submit(describe_malformed(client, why, seen))

@@ -626,6 +626,15 @@ def test_a_message_nobody_could_parse_is_one_record() -> None:
     assert (event["kind"], event["why"], event["bytes"]) == ("malformed", "bare line feed", 12)
 
 
+def test_a_flood_of_garbage_is_counted() -> None:
+    denials = DenialBudget(rate_per_s=0.001, burst=2)
+    enforcer, recorder = furnish(denials=denials)
+    for _ in range(5):
+        enforcer.record_malformed("127.0.0.1", "bare line feed", b"x")
+    assert len(recorder.of("malformed")) == 2
+    assert denials.drain() == [{"kind": "dropped", "n": 3, "reason": "malformed"}]
+
+
 def test_an_explanation_is_offered_only_to_who_is_known() -> None:
     enforcer, _ = furnish()
     verdicts = [run(enforcer, connect("x.test")), run(enforcer, Message(client="192.0.2.1").call())]

@@ -47,6 +47,8 @@ class TlsHooks:
 
     async def tls_failed_client(self, hook: tls.TlsFailedClientHook) -> None:
         """An agent that does not trust our CA, or pins: its own record, never a pass-through."""
+        if self.session.client_tls is None:
+            return  # it was we who could not begin, and that is on record
         log.warning(
             "client-tls-failed",
             client=self.session.client,

@@ -203,24 +203,28 @@ class Proxy:
     ) -> ssl.SSLSocket:
         """CONNECT, then TLS that trusts the proxy's CA (the name is not checked: SNI may be odd on
         purpose)."""
-        connection = self.connect(timeout_s)
-        connection.sendall(
-            f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n{headers}\r\n".encode()
-        )
-        answer = b""
-        while not answer.endswith(b"\r\n\r\n"):
-            data = connection.recv(1)
-            if not data:
-                raise ConnectionError(answer)
-            answer += data
-        if b" 200 " not in answer.split(b"\r\n")[0]:
-            connection.close()
-            raise ConnectionError(answer.decode("latin-1"))
-        context = ssl.create_default_context(cafile=str(self.ca))
-        context.check_hostname = False
-        if protocols:
-            context.set_alpn_protocols(list(protocols))
-        return context.wrap_socket(connection, server_hostname=sni if sni is not None else host)
+        with contextlib.ExitStack() as undo:
+            connection = undo.enter_context(self.connect(timeout_s))
+            connection.sendall(
+                f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n{headers}\r\n".encode()
+            )
+            answer = b""
+            while not answer.endswith(b"\r\n\r\n"):
+                data = connection.recv(1)
+                if not data:
+                    raise ConnectionError(answer)
+                answer += data
+            if b" 200 " not in answer.split(b"\r\n")[0]:
+                raise ConnectionError(answer.decode("latin-1"))
+            context = ssl.create_default_context(cafile=str(self.ca))
+            context.check_hostname = False
+            if protocols:
+                context.set_alpn_protocols(list(protocols))
+            secured = context.wrap_socket(
+                connection, server_hostname=sni if sni is not None else host
+            )
+            undo.pop_all()
+            return secured
 
 
 def wait_until(check: Callable[[], object], timeout_s: float = 10.0) -> bool:

@@ -7,7 +7,7 @@ needs click and orjson only. Data on stdout, talk on stderr; a progress bar on a
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import wraps
 from importlib.metadata import PackageNotFoundError, version
@@ -164,6 +164,10 @@ def _reading(command: Command) -> Command:
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
+        except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+            with suppress(BrokenPipeError):
+                sys.stdout.close()  # or the interpreter complains when it flushes at its end
+            raise click.exceptions.Exit(VALID) from None
         except LineBroken as error:
             _complain(str(error))
             raise click.exceptions.Exit(TAMPERED) from error

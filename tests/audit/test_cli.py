@@ -208,3 +208,20 @@ def test_the_room_runs_without_asserts(folder: Path) -> None:
         check=False,
     )
     assert done.returncode == 0
+
+
+def test_a_reader_that_has_seen_enough_is_no_complaint(folder: Path) -> None:
+    """`audit export LOG | head`: the pipe is closed before everything was written."""
+    for command in ("export", "tail", "find"):
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(
+            [sys.executable, "-m", "audit", command, str(folder)],
+            cwd=Path(audit.__file__).parents[1],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=60,
+        )
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (0, b""), command

@@ -1,10 +1,10 @@
 """WebSocket frames (RFC 6455), passed on as they come and metered, never collected into messages.
 
 Rule 1: only data frames and the close code cross. Pings and pongs are answered here: their
-        payload and the close
-        reason would be a channel nobody meters (threats.md D7).
+        payload and the close reason would be a channel nobody meters (threats.md D7).
 Rule 2: no extension was negotiated (the handshake offers none), so what is counted is what is sent.
-Rule 3: a frame larger than the limit, or a protocol error, closes both sides.
+Rule 3: nothing is held: a part of a frame goes on as a fragment (D9). A protocol error closes both
+        sides.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from mitmproxy.connection import Connection
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
 from wsproto.connection import Connection as FrameConnection
-from wsproto.connection import ConnectionType
+from wsproto.connection import ConnectionState, ConnectionType
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from proxy.vocabulary import (
@@ -26,9 +26,9 @@ from proxy.vocabulary import (
     ResponseReceived,
 )
 
-_TOO_BIG = 1009
+_NORMAL = 1000
+_PROTOCOL_ERROR = 1002
 _POLICY_VIOLATION = 1008
-_GOING_AWAY = 1001
 
 
 class WebSocketRelay(layer.Layer):
@@ -61,7 +61,7 @@ class WebSocketRelay(layer.Layer):
                 if not self._over:
                     yield from self._relay(event.connection, frame)
         except RemoteProtocolError:
-            yield from self._end("upstream-protocol")
+            yield from self._break(event.connection)
 
     def _relay(
         self, origin: Connection, frame: wsproto.events.Event
@@ -77,7 +77,7 @@ class WebSocketRelay(layer.Layer):
             case wsproto.events.CloseConnection():
                 yield from self._relay_close(origin, peer, frame)
             case _:
-                yield from self._end("upstream-protocol")
+                yield from self._break(origin)
 
     def _relay_data(
         self, origin: Connection, peer: Connection, frame: wsproto.events.Message[Any]
@@ -86,7 +86,7 @@ class WebSocketRelay(layer.Layer):
         count = RequestSent(size) if self._is_client(origin) else ResponseReceived(size)
         cut = self._advance(count)
         if cut:
-            yield from self._close_both(_POLICY_VIOLATION)
+            yield from self._close_both(_POLICY_VIOLATION, "")
             return
         kind = type(frame)
         yield from self._send(peer, kind(frame.data, message_finished=frame.message_finished))
@@ -94,8 +94,12 @@ class WebSocketRelay(layer.Layer):
     def _relay_close(
         self, origin: Connection, peer: Connection, frame: wsproto.events.CloseConnection
     ) -> layer.CommandGenerator[None]:
-        yield from self._send(peer, wsproto.events.CloseConnection(code=frame.code or 1000))
-        yield from self._send(origin, wsproto.events.CloseConnection(code=frame.code or 1000))
+        if self._ends[origin].state is ConnectionState.OPEN:
+            yield from self._break(origin)  # no close came: the parser gave up
+            return
+        code = frame.code or _NORMAL
+        yield from self._send(peer, wsproto.events.CloseConnection(code=code))
+        yield from self._send(origin, wsproto.events.CloseConnection(code=code))
         yield from self._end("")
 
     def _send(
@@ -107,10 +111,15 @@ class WebSocketRelay(layer.Layer):
             return  # that side is closing already
         yield commands.SendData(connection, data)
 
-    def _close_both(self, code: int) -> layer.CommandGenerator[None]:
+    def _break(self, culprit: Connection) -> layer.CommandGenerator[None]:
+        """One side does not speak RFC 6455."""
+        failure = "malformed" if self._is_client(culprit) else "upstream-protocol"
+        yield from self._close_both(_PROTOCOL_ERROR, failure)
+
+    def _close_both(self, code: int, failure: str) -> layer.CommandGenerator[None]:
         for connection in self._ends:
             yield from self._send(connection, wsproto.events.CloseConnection(code=code))
-        yield from self._end("")
+        yield from self._end(failure)
 
     def _end(self, failure: str) -> layer.CommandGenerator[None]:
         self._over = True

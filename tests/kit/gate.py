@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -161,3 +161,16 @@ class Gate:
                     return
             time.sleep(0.005)
         raise TimeoutError("something is still open")
+
+
+def eventually(read: Callable[[], Any], expected: object, timeout_s: float = 5.0) -> None:
+    """Wait until `read` gives what is expected: for what happens on threads of others.
+
+    Raises:
+        AssertionError: it never did.
+    """
+    until = time.monotonic() + timeout_s
+    while (found := read()) != expected:
+        if time.monotonic() > until:
+            raise AssertionError(f"{found!r} is not {expected!r}")
+        time.sleep(0.005)

@@ -56,11 +56,7 @@ class NameServer:
         self.table = table
         self.asked: list[str] = []  # names in the order they were asked for, over UDP
         self._odd = odd
-        self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._udp.bind(("127.0.0.1", 0))
-        self._tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        self._tcp.bind(self._udp.getsockname())
-        self._tcp.listen()
+        self._udp, self._tcp = _bind_both()
         self.endpoint = Endpoint(ip_address("127.0.0.1"), self._udp.getsockname()[1])
         self._threads = [
             threading.Thread(target=serve, daemon=True)
@@ -109,3 +105,19 @@ class NameServer:
             thread.join(5)
         self._udp.close()
         self._tcp.close()
+
+
+def _bind_both() -> tuple[socket.socket, socket.socket]:
+    """A UDP and a listening TCP socket on one port: free for one, it may be taken for the other."""
+    while True:
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        udp.bind(("127.0.0.1", 0))
+        try:
+            tcp.bind(udp.getsockname())
+            tcp.listen()
+        except OSError:
+            udp.close()
+            tcp.close()
+            continue
+        return udp, tcp

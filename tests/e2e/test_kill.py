@@ -104,7 +104,6 @@ def test_nothing_is_forwarded_unrecorded_across_thirty_kills(
     pins = [f"{API}:443:127.0.0.1:{running.port}"]
     proxy = Proxy(tmp_path, policy, resolve=pins, upstream_ca=pem)
     for kill in range(KILLS):
-        proxy.port = 0
         proxy.start()
         load = Load(proxy, f"{kill}")
         try:

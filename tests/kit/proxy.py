@@ -74,6 +74,8 @@ class Proxy:
 
     def start(self, *, wait: bool = True) -> Self:
         """Start the process; with `wait`, until the port is open or the process ended."""
+        self.port = self.admin_port = 0
+        self.stderr = ""
         self.process = subprocess.Popen(
             [
                 *self._python, "-m", "proxy", "serve", "--policies", str(self.policy),

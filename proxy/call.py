@@ -74,7 +74,7 @@ def sni_matches(sni: str | None, host: str) -> bool:
     """RFC 6066 forbids SNI for IP literals; everywhere else it must be there and equal."""
     if sni is None:
         return ":" in host or host.replace(".", "").isdigit()
-    return sni.lower().rstrip(".") == host
+    return sni.lower().removesuffix(".") == host
 
 
 def describe_target(call: Call) -> Target:

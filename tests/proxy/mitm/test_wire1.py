@@ -11,8 +11,7 @@ from mitmproxy.proxy.layers.http._events import RequestHeaders
 from policies.model import ContractBroken
 from proxy.denial import BAD_REQUEST
 from proxy.exchange import ticket_digest
-from proxy.mitm.stream import _wire_request
-from proxy.mitm.wire1 import TicketedHead, check_ticket
+from proxy.mitm.wire1 import TicketedHead, check_ticket, wire_request
 from proxy.vocabulary import Ticket
 from tests.kit.enforcement import Message
 from tests.kit.exchanges import read
@@ -352,12 +351,12 @@ def ticketed(request: http.Request, ticket: Ticket | None = TICKET) -> TicketedH
 
 
 def test_a_head_with_its_own_ticket_may_leave() -> None:
-    check_ticket(ticketed(_wire_request(REQUEST)))
+    check_ticket(ticketed(wire_request(REQUEST)))
 
 
 def test_a_head_without_a_ticket_may_not_leave() -> None:
-    plain = RequestHeaders(1, _wire_request(REQUEST), end_stream=True)
-    for event in (plain, ticketed(_wire_request(REQUEST), None)):
+    plain = RequestHeaders(1, wire_request(REQUEST), end_stream=True)
+    for event in (plain, ticketed(wire_request(REQUEST), None)):
         with pytest.raises(ContractBroken, match="without a ticket"):
             check_ticket(event)
 
@@ -379,7 +378,7 @@ CHANGED = {
 @pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
 def test_a_head_that_changed_after_its_ticket_may_not_leave(change: object) -> None:
     """A22: whatever rewrites a request between the decision and the wire is noticed."""
-    request = _wire_request(REQUEST)
+    request = wire_request(REQUEST)
     change(request)  # type: ignore[operator]  # a lambda over a request
     with pytest.raises(ContractBroken, match="not the one"):
         check_ticket(ticketed(request))
@@ -388,4 +387,4 @@ def test_a_head_that_changed_after_its_ticket_may_not_leave(change: object) -> N
 def test_a_ticket_of_another_request_is_no_ticket() -> None:
     other = replace(TICKET, digest=ticket_digest(replace(REQUEST, path="/ok/2")))
     with pytest.raises(ContractBroken):
-        check_ticket(ticketed(_wire_request(REQUEST), other))
+        check_ticket(ticketed(wire_request(REQUEST), other))

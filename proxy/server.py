@@ -71,13 +71,16 @@ class House:
             None if settings.admin.is_loopback else ensure_token(settings.state / "admin.token")
         )
         self.admin = open_listener(settings.admin)
-        # last of what can refuse: it takes the lock
-        self.writer = Writer.open(
-            settings.state / "log",
-            software=describe_software(),
-            heartbeat_s=settings.heartbeat_s,
-            observer=self.metrics,
-        )
+        try:  # last of what can refuse: it takes the lock
+            self.writer = Writer.open(
+                settings.state / "log",
+                software=describe_software(),
+                heartbeat_s=settings.heartbeat_s,
+                observer=self.metrics,
+            )
+        except BaseException:
+            self.admin.close()
+            raise
         self.denials = DenialBudget()
         self.keeper = PolicyKeeper(
             settings, compiled, recorder=self.writer, metrics=self.metrics, swapped=self._tighten

@@ -10,7 +10,7 @@ Each is put into the real process by tests/kit/faulty.py; none may move a byte.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any
@@ -28,7 +28,7 @@ from proxy.mitm.layers import Dial
 from proxy.mitm.stream import _wire_request
 from proxy.vocabulary import Ticket
 
-Step = Callable[[Any, Any, Any], Iterator[Any]]
+Step = Callable[[Any, Any, Any], Generator[Any, Any, None]]
 
 
 def admit(exchange: Any, call: Any, *, ticket: bool) -> Admitted:
@@ -47,7 +47,7 @@ def port_of(call: Any) -> int:
     return int(next(value for name, value in call.head.headers if name.lower() == b"x-origin-port"))
 
 
-def forward_blind(stream: Any, event: Any, verdict: Any) -> Iterator[Any]:
+def forward_blind(stream: Any, event: Any, verdict: Any) -> Generator[Any, Any, None]:
     """Forward without asking for the ticket."""
     request = verdict.request
     stream._request = request
@@ -59,14 +59,14 @@ def forward_blind(stream: Any, event: Any, verdict: Any) -> Iterator[Any]:
     yield SendHttp(_head(stream, event, request), connection)
 
 
-def forward_by_own_connection(stream: Any, event: Any, verdict: Any) -> Iterator[Any]:
+def forward_by_own_connection(stream: Any, event: Any, verdict: Any) -> Generator[Any, Any, None]:
     """Open a connection past the layer that knows tickets, and write."""
     server = Server(address=("127.0.0.1", port_of(stream.call)), transport_protocol="tcp")
     yield commands.OpenConnection(server)
     yield commands.SendData(server, b"DELETE /everything HTTP/1.1\r\n\r\n")
 
 
-def forward_warm(stream: Any, event: Any, verdict: Any) -> Iterator[Any]:
+def forward_warm(stream: Any, event: Any, verdict: Any) -> Generator[Any, Any, None]:
     """Write a head without a ticket to a connection that was dialled under another one."""
     warm = [each for each in stream.parent.connections if isinstance(each, Server)]
     stream._request = verdict.request

@@ -11,11 +11,15 @@ Rule 3: what hits is written down, so that no test passes because its fault neve
 Other wishes, as arguments before `-m`:
 
     lookups=FILE     every host name that is asked for is appended to FILE
+    answers=A,B      name servers answer A the first time, B from then on (DNS rebinding)
+    modules=FILE     what was imported is written to FILE in the end
+    tamper=NAME      this option of mitmproxy is set to something else after it was frozen
     loop=uvloop      run on that event loop; its name goes to stderr
     set.NAME=VALUE   another value for a knob of proxy/settings.py
 """
 
 import asyncio
+import atexit
 import inspect
 import os
 import socket
@@ -99,6 +103,15 @@ PLACES: dict[str, tuple[str, str]] = {
     "prepare-answer": (_STREAM, "prepare_answer"),
     "relay": ("proxy.mitm.websocket", "WebSocketRelay._relay_data"),
     "relay-end": ("proxy.mitm.websocket", "WebSocketRelay._end"),
+    # before the port opens
+    "start.gates": ("proxy.mitm.gates", "check_gates"),
+    "start.policy": ("proxy.server", "compile_policy"),
+    "start.options": ("proxy.mitm.options", "freeze_options"),
+    "start.compare": ("proxy.mitm.master", "compare_options"),
+    "start.tls": ("proxy.mitm.tls", "Terminator.__init__"),
+    "start.keeper": ("proxy.generation", "PolicyKeeper.start"),
+    "start.self-test": ("proxy.mitm.selftest", "prove_gate"),
+    "start.listen": ("proxy.mitm.master", "Master.listen"),
     # talk
     "talk": (_ENFORCER, "log.info"),
     "fault-talk": (_ENFORCER, "log.error"),
@@ -118,6 +131,7 @@ STEPS = {
 }
 
 Function = Callable[..., Any]
+SLOW_S = 0.3
 
 
 def find_fault(where: str) -> str:
@@ -153,6 +167,8 @@ def spoil(where: str, original: Function) -> Function:
             strike(what)
             if what == "hang":
                 await asyncio.Event().wait()
+            if what == "slow":
+                await asyncio.sleep(SLOW_S)
             if what in ("none", "odd"):
                 return None if what == "none" else object()
             return await original(*args, **keywords)
@@ -179,6 +195,11 @@ def spoil(where: str, original: Function) -> Function:
         return original(*args, **keywords)
 
     return spoiled
+
+
+def put(owner: Any, name: str, value: Any) -> None:
+    """Replace what others look up there."""
+    setattr(owner, name, value)
 
 
 class Talker:
@@ -241,7 +262,7 @@ def _install_clock() -> None:
             now = datetime.now(tz)  # noqa: TID251  the real one
             return now + timedelta(days=int(what)) if what else now
 
-    audit.writer.datetime = Shifted  # type: ignore[misc]
+    put(audit.writer, "datetime", Shifted)
 
 
 def _install_builds() -> None:
@@ -280,9 +301,43 @@ def note_lookups(path: Path) -> None:
     socket.getaddrinfo = noted
 
 
+def answer_lookups(answers: list[str]) -> None:
+    """A name server that changes its mind; whoever in this process asks, asks it."""
+    asked = iter(answers[:-1])
+
+    def answered(host: Any, port: Any, *args: Any, **keywords: Any) -> Any:
+        place = next(asked, answers[-1])
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (place, int(port or 0)))]
+
+    put(socket, "getaddrinfo", answered)
+
+
+def note_modules(path: Path) -> None:
+    """Write down what was imported, when all is over."""
+    atexit.register(lambda: path.write_text("\n".join(sorted(sys.modules)), encoding="utf-8"))
+
+
+def tamper(name: str) -> None:
+    """Turn one option, after they were frozen and before they are compared."""
+    import proxy.mitm.options as golden
+
+    freeze = golden.freeze_options
+
+    def tampered(**keywords: Any) -> Any:
+        options: Any = freeze(**keywords)
+        value = getattr(options, name)
+        other = not value if isinstance(value, bool) else [*(value or ()), ".*"]
+        options.update(**{name: "eager" if isinstance(value, str) else other})
+        return options
+
+    put(golden, "freeze_options", tampered)
+
+
 def use_uvloop() -> None:
     """Run on uvloop, and say so."""
     import uvloop
+
+    run_on = asyncio.run
 
     def run(work: Any, **keywords: Any) -> Any:
         async def named() -> Any:
@@ -290,9 +345,9 @@ def use_uvloop() -> None:
             print(f"loop is {type(loop).__module__}", file=sys.stderr, flush=True)
             return await work
 
-        return uvloop.run(named(), **keywords)
+        return run_on(named(), loop_factory=uvloop.new_event_loop, **keywords)
 
-    asyncio.run = run
+    put(asyncio, "run", run)
 
 
 def change_settings(knobs: dict[str, str]) -> None:
@@ -301,7 +356,7 @@ def change_settings(knobs: dict[str, str]) -> None:
     from proxy.settings import Settings
 
     values: dict[str, Any] = {name: float(value) for name, value in knobs.items()}
-    command.Settings = partial(Settings, **values)  # type: ignore[misc]
+    put(command, "Settings", partial(Settings, **values))
 
 
 def main() -> None:
@@ -312,6 +367,12 @@ def main() -> None:
     install()
     if "lookups" in wishes:
         note_lookups(Path(wishes["lookups"]))
+    if "answers" in wishes:
+        answer_lookups(wishes["answers"].split(","))
+    if "modules" in wishes:
+        note_modules(Path(wishes["modules"]))
+    if "tamper" in wishes:
+        tamper(wishes["tamper"])
     if wishes.get("loop") == "uvloop":
         use_uvloop()
     knobs = {name[4:]: value for name, value in wishes.items() if name.startswith("set.")}

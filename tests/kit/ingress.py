@@ -6,11 +6,10 @@ answer = opened.ask("/ok")                   one request; never raises for what 
 
 import contextlib
 import socket
-import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import h2.config
 import h2.connection
@@ -38,9 +37,14 @@ class Answer:
 class Way(Protocol):
     """An open way in."""
 
+    connection: socket.socket
+
     def ask(
         self, path: str, *, method: str = "GET", fields: str = "", body: bytes = b""
     ) -> Answer: ...
+
+    def begin(self, path: str) -> None:
+        """Send a GET, and read nothing."""
 
     def close(self) -> None: ...
 
@@ -59,6 +63,11 @@ class Http1Way:
         length = f"Content-Length: {len(body)}\r\n" if body else ""
         head = f"{method} {target} HTTP/1.1\r\nHost: {self._host}\r\n{length}{fields}\r\n"
         return self.send(head.encode("latin-1") + body, method)
+
+    def begin(self, path: str) -> None:
+        """Send a GET, and read nothing."""
+        target = f"http://{self._host}{path}" if self._absolute else path
+        self.connection.sendall(f"GET {target} HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode())
 
     def send(self, message: bytes, method: str = "GET") -> Answer:
         """Any bytes, then one answer."""
@@ -123,7 +132,7 @@ def _length(head: bytes, head_bytes: int, method: str) -> int | None:
 class Http2Way:
     """HTTP/2 inside TLS inside a tunnel."""
 
-    def __init__(self, connection: ssl.SSLSocket, host: str) -> None:
+    def __init__(self, connection: socket.socket, host: str) -> None:
         self.connection = connection
         self._host = host
         config = h2.config.H2Configuration(
@@ -140,7 +149,7 @@ class Http2Way:
         began = time.monotonic()
         headers = [
             (":method", method), (":scheme", "https"), (":authority", self._host), (":path", path),
-            *(tuple(line.lower().split(": ", 1)) for line in fields.split("\r\n") if line),
+            *_pairs(fields),
         ]  # fmt: skip
         stream = self.h2.get_next_available_stream_id()
         with contextlib.suppress(OSError):
@@ -151,6 +160,14 @@ class Http2Way:
                 self.h2.send_data(stream, part, end_stream=not body)
                 self.connection.sendall(self.h2.data_to_send())
         return self.read(stream, began)
+
+    def begin(self, path: str) -> None:
+        """Send a GET, and read nothing."""
+        headers = [
+            (":method", "GET"), (":scheme", "https"), (":authority", self._host), (":path", path)
+        ]  # fmt: skip
+        self.h2.send_headers(self.h2.get_next_available_stream_id(), headers, end_stream=True)
+        self.connection.sendall(self.h2.data_to_send())
 
     def read(self, stream: int, began: float) -> Answer:
         """Until the stream or the connection ends."""
@@ -174,7 +191,7 @@ class Http2Way:
                 if getattr(event, "stream_id", None) != stream:
                     continue
                 if isinstance(event, h2.events.ResponseReceived):
-                    status = int(dict(event.headers or ())[":status"])
+                    status = int(_value(event.headers or [], ":status"))
                 elif isinstance(event, h2.events.DataReceived):
                     body += event.data or b""
                     self.h2.acknowledge_received_data(event.flow_controlled_length or 0, stream)
@@ -188,6 +205,15 @@ class Http2Way:
 
     def close(self) -> None:
         self.connection.close()
+
+
+def _pairs(fields: str) -> list[tuple[str, str]]:
+    lines = (line.lower().partition(": ") for line in fields.split("\r\n") if line)
+    return [(name, value) for name, _, value in lines]
+
+
+def _value(headers: Iterable[Any], name: str) -> str:
+    return next(str(value) for key, value in headers if key == name)
 
 
 def open_plain(proxy: Proxy, host: str) -> Http1Way:

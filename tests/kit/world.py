@@ -113,6 +113,10 @@ class World:
         for event in self.proxy.journal.wait(since, path, "outcome"):
             self._sort(seen, event, path)
 
+    def send(self, message: bytes, timeout_s: float = 6.0) -> bytes:
+        """Raw bytes to the proxy; everything that comes back until the end."""
+        return self.proxy.exchange(message, timeout_s=timeout_s)
+
     def pass_good_request(self) -> str:
         """A request that is allowed and answered; returns its path."""
         path = f"/good/{next(self.number)}"
@@ -144,26 +148,30 @@ def furnish(
     folder: Path,
     *options: str,
     head: str = "",
-    rules: str = RULES,
+    rules: str = "",
+    hosts: Sequence[str] = (),
     wishes: Sequence[str] = (),
     **more: Any,
 ) -> Iterator[World]:
-    """Start everything, and hand it over; what was recorded must verify in the end."""
+    """Start everything, and hand it over; what was recorded must verify in the end.
+
+    `rules` are more rules, `hosts` more names of the origins, with TLS and without.
+    """
     authority = Authority(folder / "origin")
     stranger = Authority(folder / "untrusted")
     with (
-        Origin(tls=authority.server_context(HOST)) as tls,
+        Origin(tls=authority.server_context(HOST, *hosts)) as tls,
         Origin() as plain,
         Origin(tls=stranger.server_context("untrusted.test.example")) as untrusted,
     ):
-        policy = write_policy(folder / "policies.yaml", rules, head=head)
+        policy = write_policy(folder / "policies.yaml", RULES + rules, head=head)
         proxy = FaultyProxy(
             folder,
             policy,
             *options,
             resolve=[
-                f"{HOST}:443:127.0.0.1:{tls.port}",
-                f"{HOST}:80:127.0.0.1:{plain.port}",
+                *(f"{host}:443:127.0.0.1:{tls.port}" for host in (HOST, *hosts)),
+                *(f"{host}:80:127.0.0.1:{plain.port}" for host in (HOST, *hosts)),
                 f"untrusted.test.example:443:127.0.0.1:{untrusted.port}",
             ],
             upstream_ca=authority.pem,

@@ -8,7 +8,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from policies.engine import decide, screen
+from policies.engine import decide, decide_with_tally, screen
+from policies.match import Facts
 from policies.model import Decision, Obligations, Principal, RateUse, Read, Verdict, Would
 from policies.policy_set import PolicySet
 from policies.rule import DestIp, Match, Predicate, Rate, Rule, Who, Window, With
@@ -489,6 +490,30 @@ def test_stage_1_observes_with_key_and_flag_only() -> None:
 def test_stage_1_says_what_a_shadow_allow_would_do() -> None:
     decision = stage_1(policy(allow("r", shadow=True)))
     assert decision.would == Would(Verdict.ALLOW, ("r",))
+    plain = allow("plain", shadow=True, fields={"schemes": frozenset({"http"})})
+    both = policy(plain, allow("tls", shadow=True))
+    assert stage_1(both).would == Would(Verdict.ALLOW, ("tls",)), "https is asked first"
+
+
+def test_stage_1_names_every_wall_in_order_whatever_the_order_of_the_file() -> None:
+    names = ("d", "a", "c", "e", "b")
+    rules = policy(allow("r"), *(deny(name, "a.com") for name in names))
+    assert stage_1(rules).rules == ("a", "b", "c", "d", "e")
+
+
+def test_nothing_is_observed_unless_the_caller_says_so() -> None:
+    decision = decide(get(), CODER, policy(mode="observe"), addresses=PUBLIC, now=NOW)
+    assert outcome(decision) == ("deny", "no-rule-matched", ())
+    told = decide_with_tally(get(), CODER, policy(mode="observe"), addresses=PUBLIC, now=NOW)
+    assert told[0] == decision
+
+
+def test_an_explained_decision_never_raises_either() -> None:
+    odd: Any = None
+    decision, tally, facts = decide_with_tally(get(), CODER, odd, addresses=PUBLIC, now=NOW)
+    assert outcome(decision) == ("deny", "internal-error", ())
+    assert tally is None
+    assert facts == Facts(get(), PUBLIC, NOW)
 
 
 @pytest.mark.parametrize("agent", ["coder", "reviewer"])

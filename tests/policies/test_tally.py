@@ -7,7 +7,7 @@ from policies.model import Request
 from policies.policy_set import PolicySet
 from policies.rule import Rule, With
 from policies.tally import Tally, gather
-from tests.kit.policy_sets import AGENTS, NOW, PUBLIC, allow, deny, get, policy
+from tests.kit.policy_sets import AGENTS, NOW, PUBLIC, allow, deny, get, match, policy
 
 
 def tallied(request: Request, *rules: Rule, address: str = "93.184.216.34") -> Tally:
@@ -63,6 +63,25 @@ def test_allows_see_only_what_would_be_sent() -> None:
     ):
         rule = allow("r", paths=path, with_=With(path_params=mode))  # type: ignore[arg-type]
         assert bool(tallied(request, rule).allows) is expected, (path, mode)
+
+
+def test_expressions_and_exceptions_are_asked_about_the_reading_not_the_spelling() -> None:
+    """Patterns are the index's work; these two look at the request that the reading carries."""
+    request = get("/a%2Cb;v=1/c", path_params=True)
+    for path in ("/a%2Cb/c", "/a,b;v=1/c", "/a,b/c"):
+        tally = tallied(request, deny("d", fields={"path_res": (path,)}))
+        assert [rule.id for rule in tally.denies] == ["d"], path
+        assert tally.unsure == {}
+    strip = With(path_params="strip")
+    sent = allow("r", fields={"path_res": ("/a%2Cb/c",)}, with_=strip)
+    assert tallied(request, sent).allows
+    assert not tallied(request, allow("r", unless=match(paths="/a%2Cb/c"), with_=strip)).allows
+
+
+def test_what_a_rule_does_with_parameters_matters_only_where_there_are_some() -> None:
+    for mode in ("refuse", "strip", "keep"):
+        rule = allow("r", with_=With(path_params=mode))  # type: ignore[arg-type]
+        assert tallied(get("/a%20b"), rule).allows, mode
 
 
 def test_public_is_what_the_address_says() -> None:

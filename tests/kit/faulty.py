@@ -20,6 +20,7 @@ Other wishes, as arguments before `-m`:
 
 import asyncio
 import atexit
+import errno
 import inspect
 import os
 import socket
@@ -84,6 +85,7 @@ PLACES: dict[str, tuple[str, str]] = {
     # recording
     "store": ("audit.writer", "Writer.store"),
     "submit": ("audit.writer", "Writer.submit"),
+    "disk": ("os", "fdatasync"),
     "describe-decision": (_ENFORCER, "describe_decision"),
     "describe-outcome": (_ENFORCER, "describe_outcome"),
     "describe-malformed": (_ENFORCER, "describe_malformed"),
@@ -139,7 +141,7 @@ def find_fault(where: str) -> str:
     path = os.environ.get(FAULTS, "")
     try:
         lines = Path(path).read_text(encoding="ascii").split() if path else []
-    except FileNotFoundError:
+    except OSError:  # nothing is to happen; or a descriptor that the test took away
         return ""
     for line in lines:
         place, _, what = line.partition(":")
@@ -152,6 +154,8 @@ def find_fault(where: str) -> str:
 
 def strike(what: str) -> None:
     """Raise what is named; anything else is for the caller."""
+    if what == "io-error":
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
     error = ERRORS.get(what)
     if error is not None:
         raise error("injected")
@@ -313,8 +317,14 @@ def answer_lookups(answers: list[str]) -> None:
 
 
 def note_modules(path: Path) -> None:
-    """Write down what was imported, when all is over."""
-    atexit.register(lambda: path.write_text("\n".join(sorted(sys.modules)), encoding="utf-8"))
+    """Write down what was imported, and from where, when all is over."""
+
+    def note() -> None:
+        places = {name: getattr(module, "__file__", "") for name, module in sys.modules.items()}
+        lines = [f"{name} {place}\n" for name, place in sorted(places.items())]
+        path.write_text("".join(lines), encoding="utf-8")
+
+    atexit.register(note)
 
 
 def tamper(name: str) -> None:

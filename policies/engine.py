@@ -202,8 +202,8 @@ def _refuse(
         would = Would(_DENY, _ids(tally.shadow_denies))
         return Decision(_ALLOW, "observed", (), policy_set.digest, would)
     shadows = tally.shadow_allows
-    opened = shadows and not tally.shadow_denies and not request.path_params
-    if opened and _find_guard(request, shadows, "refuse") is None:
+    opened = shadows and not tally.shadow_denies
+    if opened and _find_guard(request, shadows, "refuse") is None:  # no path parameters either
         return _deny("no-rule-matched", policy_set, would=Would(_ALLOW, _ids(shadows)))
     return _deny("no-rule-matched", policy_set)
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_network
+from types import SimpleNamespace
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -314,6 +315,12 @@ def test_path_parameters_are_refused_unless_the_rule_says_otherwise() -> None:
     assert ask(PARAMS, policy(refuse)).reason == "path-not-canonical"
 
 
+def test_a_shadow_allow_would_not_let_parameters_through_either() -> None:
+    keep = allow("r", shadow=True, with_=With(path_params="keep"))
+    assert ask(PARAMS, policy(keep)).would is None
+    assert ask(get("/a"), policy(keep)).would == Would(Verdict.ALLOW, ("r",))
+
+
 def test_stripped_parameters_are_judged_without_kept_ones_with() -> None:
     strip, keep = With(path_params="strip"), With(path_params="keep")
     decision = ask(PARAMS, policy(allow("r", paths="/a/b", with_=strip)))
@@ -399,6 +406,14 @@ def test_an_error_in_a_deny_rule_denies_by_that_rule() -> None:
     assert outcome(decision) == ("deny", "denied-by-rule", ("d",))
 
 
+def test_a_deny_that_cannot_even_say_what_it_read_still_denies_by_its_name() -> None:
+    odd: Any = (("a", []),)  # a list cannot be looked up in a set
+    rules = policy(allow("r"), deny("d", fields={"query": UNKNOWN.query}))
+    decision = ask(get(query="a=", query_pairs=odd), rules)
+    assert outcome(decision) == ("deny", "denied-by-rule", ("d",))
+    assert decision.read == (Read("match", "unknown"),)
+
+
 def test_an_error_in_a_shadow_deny_never_changes_the_verdict() -> None:
     decision = ask(get(), policy(allow("r"), broken(deny("d", shadow=True))))
     assert outcome(decision) == ("allow", "allowed", ("r",))
@@ -408,6 +423,7 @@ def test_an_error_in_a_shadow_deny_never_changes_the_verdict() -> None:
 def test_an_error_in_an_allow_rule_is_an_internal_error() -> None:
     decision = ask(get(), policy(allow("r"), broken(allow("b"))))
     assert outcome(decision) == ("deny", "internal-error", ())
+    assert decision.policy_digest == "d1g3st"
 
 
 @pytest.mark.parametrize("odd", [None, 7, [], object()])
@@ -419,6 +435,10 @@ def test_odd_types_are_denied_not_raised(odd: Any) -> None:
     for args in ((odd, CODER, rules), (get(), odd, rules), (get(), CODER, odd)):
         assert decide(*args, addresses=PUBLIC, now=NOW).reason == "internal-error"
     assert decide(get(), CODER, rules, addresses=odd, now=NOW).verdict is Verdict.DENY
+    nameless = decide(get(), CODER, odd, addresses=PUBLIC, now=NOW)
+    assert nameless.policy_digest == ""
+    unnamed: Any = SimpleNamespace(digest=odd)
+    assert decide(get(), CODER, unnamed, addresses=PUBLIC, now=NOW) == nameless
     assert screen(CODER, odd, host=odd, port=1, scheme=None, now=NOW).reason == "internal-error"
 
 

@@ -80,7 +80,7 @@ def test_expressions_and_exceptions_are_asked_about_the_reading_not_the_spelling
 
 def test_what_a_rule_does_with_parameters_matters_only_where_there_are_some() -> None:
     for mode in ("refuse", "strip", "keep"):
-        rule = allow("r", with_=With(path_params=mode))  # type: ignore[arg-type]
+        rule = allow("r", with_=With(path_params=mode))
         assert tallied(get("/a%20b"), rule).allows, mode
 
 

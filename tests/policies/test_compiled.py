@@ -97,6 +97,31 @@ def test_a_window_is_one_check_for_each_bound() -> None:
     assert compile_window(None) == ()
 
 
+WEEKDAYS = frozenset(range(5))
+HELD = {  # NOW is Friday, 2026-11-20, noon UTC
+    "from": (Window(UTC_ZONE, from_=datetime(2026, 11, 20, 12, tzinfo=UTC)), "true"),
+    "not yet": (Window(UTC_ZONE, from_=datetime(2026, 11, 20, 12, 1, tzinfo=UTC)), "false"),
+    "until": (Window(UTC_ZONE, until=datetime(2026, 11, 20, 12, 1, tzinfo=UTC)), "true"),
+    "no longer": (Window(UTC_ZONE, until=datetime(2026, 11, 20, 12, tzinfo=UTC)), "false"),
+    "the day": (Window(UTC_ZONE, WEEKDAYS), "true"),
+    "another day": (Window(UTC_ZONE, frozenset({5})), "false"),
+    "the hour": (Window(UTC_ZONE, None, (720, 721)), "true"),
+    "another hour": (Window(UTC_ZONE, None, (721, 722)), "false"),
+    "the hour of another day": (Window(UTC_ZONE, frozenset({5}), (720, 721)), "false"),
+    "the hour elsewhere": (Window(ZoneInfo("Asia/Tokyo"), None, (720, 721)), "false"),
+}
+
+
+@pytest.mark.parametrize(("window", "expected"), HELD.values(), ids=HELD)
+def test_each_bound_of_a_window_holds_the_rule_in_both_stages(
+    window: Window, expected: str
+) -> None:
+    for rule in (allow("r", when=window), deny("d", when=window)):
+        compiled, facts = compile_rule(rule), Facts(get(), PUBLIC, NOW)
+        assert compiled.judge(facts) == expected
+        assert compiled.could_match(facts) == expected
+
+
 def test_an_allow_opens_public_addresses_or_its_own_range() -> None:
     private = Facts(get(), (ip_address("10.0.0.1"),), NOW)
     assert not compile_rule(allow("r")).opens(private)

@@ -473,6 +473,11 @@ SCREENS: dict[str, tuple[PolicySet, dict[str, Any], tuple[str, ...]]] = {
         {},
         ("allowed", "r"),
     ),
+    "exempt by what stage 1 only makes up": (
+        policy(allow("r", unless=match("a.com", "/", "GET"))),
+        {},
+        ("allowed", "r"),
+    ),
     "wall": (policy(allow("r"), deny("d", "a.com")), {}, ("denied-by-rule", "d")),
     "wall with a window": (policy(allow("r"), deny("d", when=OPEN)), {}, ("denied-by-rule", "d")),
     "wall with a closed window": (policy(allow("r"), deny("d", when=CLOSED)), {}, ("allowed", "r")),

@@ -434,6 +434,9 @@ class Writer:
         except AppendFailed as failed:
             self._fail(group, failed.cause, str(failed))
             return
+        except Exception as error:  # a bug of ours: who waits for this group must not wait for ever
+            self._fail(group, "internal", f"{type(error).__name__}: {error}")
+            raise
         self._durable = group[-1].head
         self.last_commit_monotonic = time.monotonic()
         answer([(sealed.waiter, sealed.head) for sealed in group], None)

@@ -227,10 +227,8 @@ class Enforcer:
             return "contract-broken" if isinstance(error, ContractBroken) else "internal-error"
 
     def record_malformed(self, client: str, why: str, seen: bytes) -> None:
-        """Record a message that could not be parsed (no exchange exists for those).
-
-        Like denials, singly or counted: garbage is the cheapest way to fill a disk (I8).
-        """
+        """Record a message that no exchange exists for; a flood of them is counted like one of
+        denials (I8)."""
         self.metrics.safely(lambda m: m.count_request("", "deny", "malformed"))
         if not self._denials.admit("", "malformed", time.monotonic()):
             return
@@ -349,11 +347,10 @@ class Enforcer:
         try:
             async with asyncio.timeout(self.settings.ledger_deadline_s):
                 await self.ledger.reserve(exchange.id)
-        except LedgerUnavailable as error:
+        except (LedgerUnavailable, TimeoutError) as error:
             self.count_fault("ledger", error)
+            self._release(exchange, settle=False)  # out of time: nobody knows what it holds
             return LedgerAnswered("ledger-unavailable")
-        except TimeoutError:  # nobody knows what it holds: the exchange has it voided
-            raise LedgerUnavailable("the ledger did not answer in time") from None
         return LedgerAnswered()
 
     def _release(self, exchange: Exchange, *, settle: bool) -> None:

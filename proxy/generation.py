@@ -30,6 +30,7 @@ from proxy.settings import Settings
 log = structlog.get_logger()
 
 WATCH_S = 0.5
+_RECORD_S = 10.0  # for the record of a policy; no request waits for it
 _FINDINGS_MAX = 50  # in one record
 
 
@@ -155,14 +156,18 @@ class PolicyKeeper:
         await asyncio.to_thread(_archive, self._archive_folder, compiled)
         serial = self.generation.serial + 1
         mode = "observe" if observe else "enforce"
-        await self._recorder.store(
-            {
-                "kind": "policy.load",
-                "digest": policy_set.digest,
-                "serial": serial,
-                "mode": mode,
-            }
-        )
+        event = {
+            "kind": "policy.load",
+            "digest": policy_set.digest,
+            "serial": serial,
+            "mode": mode,
+        }
+        try:
+            async with asyncio.timeout(_RECORD_S):
+                await self._recorder.store(event)
+        except TimeoutError:
+            text = f"not durable within {_RECORD_S} s"
+            raise LogUnavailable("audit-unavailable", text) from None
         self._compiled = compiled
         # one reference assignment each; exchanges took what they need at their start
         self.generation.policy_set = policy_set

@@ -45,7 +45,9 @@ class Http2:
         config = h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
         self._h2 = h2.connection.H2Connection(config)
         self._h2.initiate_connection()
+        self._h2.increment_flow_control_window(2**30)  # the streams' own windows stay at 64 KiB
         self._streams: dict[int, _Open] = {}
+        self.unread: set[int] = set()  # streams whose windows are not opened again
         self._flush()
 
     def send(
@@ -69,6 +71,28 @@ class Http2:
         self._flush()
         return stream
 
+    def begin(self, path: str, host: str) -> int:
+        """The head of an upload whose body comes later; returns its stream id."""
+        stream: int = self._h2.get_next_available_stream_id()
+        self._streams[stream] = _Open()
+        head = [(":method", "POST"), (":scheme", "https"), (":authority", host), (":path", path)]
+        self._h2.send_headers(stream, head)
+        self._flush()
+        return stream
+
+    def upload(self, stream: int, block: bytes, *, times: int) -> int:
+        """Send a block so often; returns how often until the peer reset the stream."""
+        for sent in range(times):
+            try:
+                self._h2.send_data(stream, block)
+            except h2.exceptions.ProtocolError:
+                return sent
+            self._flush()
+            self.connection.settimeout(0.001)
+            with contextlib.suppress(TimeoutError):
+                self._receive()
+        return times
+
     def read(self, *streams: int, timeout_s: float = 10.0) -> list[Answer]:
         """The answers on these streams. A stream that was reset has status 0."""
         until = time.monotonic() + timeout_s
@@ -79,9 +103,9 @@ class Http2:
                 raise TimeoutError(f"no answer on {streams}")
         return [self._answer(stream) for stream in streams]
 
-    def ask(self, path: str, host: str, **rest: Any) -> Answer:
+    def ask(self, path: str, host: str, *, timeout_s: float = 10.0, **rest: Any) -> Answer:
         """Send, and read the answer."""
-        return self.read(self.send(path, host, **rest))[0]
+        return self.read(self.send(path, host, **rest), timeout_s=timeout_s)[0]
 
     def _receive(self) -> None:
         data = self.connection.recv(_READ_BYTES)
@@ -101,8 +125,9 @@ class Http2:
                 stream.trailers = _text(event.headers)
             case h2.events.DataReceived():
                 stream.body += event.data
-                size = event.flow_controlled_length
-                self._h2.acknowledge_received_data(size, event.stream_id)
+                if event.stream_id not in self.unread:
+                    size = event.flow_controlled_length
+                    self._h2.acknowledge_received_data(size, event.stream_id)
             case h2.events.StreamEnded():
                 stream.done = True
             case h2.events.StreamReset():

@@ -72,6 +72,12 @@ def test_reads_name_every_field_once() -> None:
     assert compile_rule(rule).reads[-1] == Read("unless", "false")
 
 
+def test_reads_name_upgrades_and_bodies_only_where_the_rule_does() -> None:
+    both = compile_rule(deny("d", fields={"websocket": True, "body": True}))
+    assert both.reads == (Read("match.websocket", "true"), Read("match.body", "true"))
+    assert compile_rule(deny("d")).reads == ()
+
+
 def test_the_trace_of_an_uncertain_match_says_what_was_unknown() -> None:
     twice = get(query="a=1&a=2", query_pairs=(("a", "1"), ("a", "2")))
     compiled = compile_rule(deny("d", "a.com", fields=QUERY))
@@ -132,6 +138,8 @@ def test_an_allow_opens_public_addresses_or_its_own_range() -> None:
 WALLS = {
     "everything": (deny("d"), True),
     "host": (deny("d", "a.com"), True),
+    "scheme": (deny("d", fields={"schemes": frozenset({"http"})}), True),
+    "port": (deny("d", fields={"ports": frozenset({80})}), True),
     "window": (deny("d", when=Window(UTC_ZONE, frozenset({0}))), True),
     "exempt host": (deny("d", unless=match("b.com")), True),
     "method": (deny("d", methods="PUT"), False),

@@ -37,7 +37,7 @@ _NOT_TO_NOMINATE = frozenset(
     | {"accept", "date", "origin", "referer", "range", "if-match", "if-none-match"}
     | {"sec-websocket-key", "sec-websocket-version", "sec-websocket-protocol"}
 )
-_LOOK_ALIKES = _HOP_BY_HOP | _SINGLE | OVERRIDE_HEADERS | {"cookie", "trailer"}
+_LOOK_ALIKES = _HOP_BY_HOP | _SINGLE | OVERRIDE_HEADERS
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"[\t\x20-\x7e]*")

@@ -112,6 +112,18 @@ def test_curl(house: House, flag: str, version: str) -> None:
     assert 'details="no-rule-matched"' in denied
 
 
+@pytest.mark.parametrize("flag", ["--http1.1", "--http2"])
+def test_curl_with_a_large_upload_sees_the_denial(house: House, flag: str) -> None:
+    """It is in the middle of sending when the answer comes."""
+    large = house.folder / "large-upload"
+    large.write_bytes(b"u" * 24_000_000)
+    done = run_agent(
+        house.environment, find_client("curl"), "-sS", "-m", "30", flag, "-w", "%{http_code}",
+        "--data-binary", f"@{large}", "-o", "/dev/null", DENIED,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "403"), done.stderr
+
+
 def test_curl_is_told_why_a_whole_host_is_denied(house: House) -> None:
     """The tunnel is opened only to explain: the body names the reason, nothing was contacted."""
     before = house.origin.connections

@@ -153,10 +153,36 @@ def test_a_large_upload_is_not_collected_in_memory(house: House) -> None:
     assert largest - before < 16 * MEGABYTE
 
 
-def test_a_large_answer_over_http2_arrives_whole(house: House) -> None:
-    for host in (API, FAST):
-        answer = house.http2(host).ask(f"/big/{5 * MEGABYTE}", host)
-        assert (answer.status, len(answer.body)) == (200, 5 * MEGABYTE)
+@pytest.mark.parametrize("host", [API, FAST], ids=["h2 to h1", "h2 to h2"])
+def test_a_large_answer_over_http2_arrives_whole(house: House, host: str) -> None:
+    """Its reader is slower than the origin: that one is held up, nothing is cut or collected."""
+    house.http2(host).ask("/ok/warm", host)
+    before = house.proxy.rss_bytes
+    answer = house.http2(host).ask(f"/big/{30 * MEGABYTE}", host, timeout_s=60.0)
+    assert (answer.status, len(answer.body)) == (200, 30 * MEGABYTE)
+    assert house.proxy.rss_bytes - before < 16 * MEGABYTE
+
+
+@pytest.mark.parametrize("host", [API, FAST], ids=["h2 to h1", "h2 to h2"])
+def test_many_large_answers_at_once_arrive_whole(house: House, host: str) -> None:
+    client = house.http2(host)
+    streams = [client.send(f"/big/{2 * MEGABYTE}", host) for _ in range(16)]
+    answers = client.read(*streams, timeout_s=60.0)
+    assert {(answer.status, len(answer.body)) for answer in answers} == {(200, 2 * MEGABYTE)}
+
+
+@pytest.mark.parametrize("host", [API, FAST], ids=["h2 to h1", "h2 to h2"])
+def test_a_stream_that_is_not_read_holds_up_no_other(house: House, host: str) -> None:
+    client = house.http2(host)
+    client.ask("/ok/warm", host)
+    before = house.proxy.rss_bytes
+    unread = client.send(f"/big/{60 * MEGABYTE}", host)
+    client.unread.add(unread)
+    for number in range(20):
+        assert client.ask(f"/ok/beside-{number}", host).status == 200
+    assert len(client.ask(f"/big/{3 * MEGABYTE}", host, timeout_s=30.0).body) == 3 * MEGABYTE
+    time.sleep(0.3)
+    assert house.proxy.rss_bytes - before < 16 * MEGABYTE
 
 
 def test_a_slow_reader_does_not_make_the_proxy_collect(house: House) -> None:
@@ -210,6 +236,18 @@ def test_a_denied_upload_is_answered_before_it_was_sent(house: House) -> None:
         client.connection.sendall(b"u" * 1000)
         answer = client.read()
         assert (answer.status, answer.value("connection")) == (403, "close")
+
+
+def test_a_denied_upload_over_http2_is_answered_and_then_ended(house: House) -> None:
+    """Clients that stop get their 403 undisturbed; one that goes on for megabytes is reset."""
+    client = house.http2()
+    before = len(house.origin.requests)
+    stream = client.begin("/denied/endless", API)
+    (answer,) = client.read(stream)
+    assert answer.status == 403
+    assert client.upload(stream, b"u" * 16_384, times=1000) < 600
+    assert client.ask("/ok/beside", API).status == 200
+    assert len(house.origin.requests) == before + 1
 
 
 @pytest.mark.parametrize(
@@ -313,7 +351,7 @@ def test_a_call_with_trailers_is_passed_on_like_grpc_needs_it(house: House) -> N
 
 
 def test_an_upload_over_http2_arrives_whole(house: House) -> None:
-    """Within the first window, which is all this client asks for."""
+    """As much as the first window takes, which is all that this client knows to send."""
     for host in (API, FAST):
         body = bytes(range(256)) * 200
         answer = house.http2(host).ask("/echo", host, method="POST", body=body)

@@ -99,7 +99,7 @@ def run_python(house: House, code: str, *arguments: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("flag", "version"), [("--http1.1", "1.1"), ("--http2", "2")])
-def test_curl(house: House, flag: str, version: str) -> None:
+def test_curl_gets_its_answer_and_its_denial(house: House, flag: str, version: str) -> None:
     shown = "%{http_code} %{http_version} %header{proxy-status}\n"
     done = run_agent(
         house.environment, find_client("curl"), "-sS", "-m", "20", flag, "-o", "/dev/null",
@@ -138,7 +138,7 @@ def test_curl_is_told_why_a_whole_host_is_denied(house: House) -> None:
 # --- Python
 
 
-def test_requests(house: House) -> None:
+def test_requests_gets_its_answer_and_its_denial(house: House) -> None:
     code = """
 import requests, sys
 for url in sys.argv[1:]:
@@ -151,7 +151,7 @@ for url in sys.argv[1:]:
 
 
 @pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/2"])
-def test_httpx(house: House, version: str) -> None:
+def test_httpx_gets_its_answer_and_its_denial(house: House, version: str) -> None:
     code = """
 import httpx, sys
 with httpx.Client(http2=sys.argv[1] == "HTTP/2", timeout=20) as client:
@@ -169,7 +169,7 @@ with httpx.Client(http2=sys.argv[1] == "HTTP/2", timeout=20) as client:
     ]
 
 
-def test_aiohttp(house: House) -> None:
+def test_aiohttp_gets_its_answer_and_its_denial(house: House) -> None:
     code = """
 import aiohttp, asyncio, sys
 async def main():
@@ -186,7 +186,7 @@ asyncio.run(main())
     ]  # fmt: skip
 
 
-def test_urllib(house: House) -> None:
+def test_urllib_gets_its_answer_and_its_denial(house: House) -> None:
     code = """
 import sys, urllib.error, urllib.request
 for url in sys.argv[1:]:
@@ -202,7 +202,7 @@ for url in sys.argv[1:]:
     assert denied.startswith("403 tollkeeper; error=http_request_denied")
 
 
-def test_websockets(house: House) -> None:
+def test_websockets_gets_its_answer_and_its_denial(house: House) -> None:
     code = """
 import asyncio, sys, websockets
 async def main():
@@ -222,7 +222,7 @@ asyncio.run(main())
 # --- Node.js
 
 
-def test_fetch_of_node(house: House) -> None:
+def test_the_fetch_of_node_gets_its_answer_and_its_denial(house: House) -> None:
     """Node's own `fetch` takes the proxy from the environment through undici's agent."""
     node = find_client("node")
     here = Path(__file__).parent
@@ -249,7 +249,7 @@ process.exit(0);
 # --- tools
 
 
-def test_git(house: House) -> None:
+def test_git_gets_its_answer_and_its_denial(house: House) -> None:
     git = find_client("git")
     target = house.folder / "cloned"
     done = run_agent(house.environment, git, "clone", f"https://{FILES}/open.git", str(target))
@@ -261,7 +261,7 @@ def test_git(house: House) -> None:
     assert not [line for line in house.files.requests if "closed.git" in line]
 
 
-def test_pip(house: House) -> None:
+def test_pip_gets_its_answer_and_its_denial(house: House) -> None:
     index = f"https://{FILES}/simple"
     target = house.folder / "wheels"
     command = [
@@ -281,7 +281,7 @@ def test_pip(house: House) -> None:
 
 
 @pytest.mark.parametrize(("flag", "version"), [("--http1.1", "1.1"), ("--http2", "2")])
-def test_nginx(house: House, flag: str, version: str) -> None:
+def test_a_real_nginx_is_reached_in_its_own_protocol(house: House, flag: str, version: str) -> None:
     """The protocol of the agent is the protocol of the origin, where the origin speaks it."""
     if house.nginx is None:
         pytest.skip("nginx is not installed: `apt-get install nginx-light`")

@@ -36,6 +36,7 @@ from proxy.mitm.choice import SNIFF_BYTES, choose_layer
 from proxy.mitm.dial import dial, explain_failure
 from proxy.mitm.handshake import TlsHooks
 from proxy.mitm.layers import GatedHttpLayer
+from proxy.mitm.pressure import Hasten, Timers
 from proxy.mitm.session import Caller, MintBound, Session
 from proxy.mitm.stream import Judge
 from proxy.mitm.tls import Originator, Terminator
@@ -93,6 +94,7 @@ class Handler(TlsHooks, ConnectionHandler):
         self._linger_bytes = 0
         self._crashed = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._timers = Timers(self.wakeup_timer)
         self.hooks: dict[type, Hook] = {
             Judge: self.judge,
             layer.NextLayerHook: self.next_layer,
@@ -237,7 +239,10 @@ class Handler(TlsHooks, ConnectionHandler):
                 if command.connection in self.transports:
                     self.close_connection(command.connection)
             case commands.RequestWakeup():
-                self.wakeup_timer.add(self._spawn(self.wakeup(command)))
+                self._timers.keep(command, self._spawn(self.wakeup(command)))
+            case Hasten():
+                if self._timers.end(command.wakeup):
+                    self._pending.append(events.Wakeup(command.wakeup))
             case commands.Log():
                 pass  # mitmproxy's texts quote agents' bytes; what matters has its own record
             case _:
@@ -412,6 +417,8 @@ class Handler(TlsHooks, ConnectionHandler):
                 self._unread_bytes > self.session.settings.pipelined_bytes_max
             ):
                 await self._judged.wait()
+            if connection is self.client:
+                await self.session.pressure.wait()
             await self.drain_writers()
 
     def close_connection(self, connection: Connection, half_close: bool = False) -> None:

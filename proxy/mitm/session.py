@@ -11,6 +11,7 @@ from OpenSSL import SSL
 
 from proxy.enforcer import Enforcer
 from proxy.exchange import Exchange
+from proxy.mitm.pressure import Pressure
 from proxy.mitm.tls import Originator, Terminator
 from proxy.settings import Settings
 from proxy.vocabulary import (
@@ -43,11 +44,13 @@ class Session:
         self.tickets: MutableMapping[Server, Ticket] = WeakKeyDictionary()
         self.exchanges: dict[str, Exchange] = {}
         self.client_tls: SSL.Connection | None = None
+        self.tls_fault = False  # no TLS towards the agent because of a fault of ours
         self.awaiting_answer = (
             False  # an HTTP/1 request was read and no answer head was written yet
         )
         self.unjudged = False  # a head was read, and nothing was recorded of it yet
         self.ended = False
+        self.pressure = Pressure()
 
     @property
     def settings(self) -> Settings:

@@ -31,7 +31,6 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseTrailers,
 )
 
-from policies.canonical import format_head
 from policies.model import ContractBroken, Request, Scheme
 from policies.reasons import REASONS
 from proxy.call import Call, Tunnel, find_authorization
@@ -40,9 +39,16 @@ from proxy.enforcer import Admitted, Refused
 from proxy.exchange import Exchange
 from proxy.fault import ANY_FAULT
 from proxy.mitm.layers import Dial, GatedHttpLayer
+from proxy.mitm.pressure import Hasten
 from proxy.mitm.session import session_of
 from proxy.mitm.websocket import WebSocketRelay
-from proxy.mitm.wire1 import Continue, ReceivedHead, Refusal, TicketedHead
+from proxy.mitm.wire1 import (
+    Continue,
+    ReceivedHead,
+    Refusal,
+    TicketedHead,
+    wire_request,
+)
 from proxy.response import count_head_bytes, prepare_answer
 from proxy.vocabulary import (
     Event,
@@ -87,6 +93,18 @@ class Stream(layer.Layer):
         self._response_ended = False
         self._bodiless = False
         self._over = False
+        self._timer: commands.RequestWakeup | None = None
+        self._held_bytes = 0
+
+    def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """As mitmproxy's; while it waits (for the verdict, for the upstream) events pile up."""
+        if self._paused and isinstance(event, RequestData):
+            self._held_bytes += len(event.data)
+        yield from super().handle_event(event)
+        if not self._paused:
+            self._held_bytes = 0
+        limit = self.session.settings.pipelined_bytes_max
+        self.session.pressure.report(self, full=self._held_bytes > limit)
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         if self._over or isinstance(event, events.Start):
@@ -159,7 +177,7 @@ class Stream(layer.Layer):
         self.context.server = connection
         if not event.end_stream and _field(event, b"expect").lower() == "100-continue":
             yield SendHttp(Continue(self.stream_id), self.context.client)
-        head = _wire_request(request)
+        head = wire_request(request)
         size = count_head_bytes(
             head.headers.fields, len(head.method) + len(head.path) + len(" HTTP/1.1 ")
         )
@@ -167,7 +185,7 @@ class Stream(layer.Layer):
         ticketed = TicketedHead(self.stream_id, head, end_stream=event.end_stream)
         ticketed.ticket = ticket
         yield SendHttp(ticketed, connection)
-        yield commands.RequestWakeup(self.session.settings.first_byte_timeout_s)
+        yield from self._set_timer(self.session.settings.first_byte_timeout_s)
 
     def _on_wakeup(self, _event: events.Wakeup) -> layer.CommandGenerator[None]:
         """The first byte of the answer is overdue, unless the request itself is still being
@@ -177,7 +195,16 @@ class Stream(layer.Layer):
         if self._request_ended:
             yield from self._fail("upstream-timeout")
         else:
-            yield commands.RequestWakeup(self.session.settings.first_byte_timeout_s)
+            yield from self._set_timer(self.session.settings.first_byte_timeout_s)
+
+    def _set_timer(self, seconds: float) -> layer.CommandGenerator[None]:
+        self._timer = commands.RequestWakeup(seconds)
+        yield self._timer
+
+    def _stop_timer(self) -> layer.CommandGenerator[None]:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            yield Hasten(timer)
 
     # --- bodies
 
@@ -223,6 +250,7 @@ class Stream(layer.Layer):
             return
         self._bodiless = answer.bodiless
         self._response_started = True
+        yield from self._stop_timer()
         forwarded = http.Response(
             http_version=b"HTTP/1.1",
             status_code=answer.status,
@@ -271,6 +299,7 @@ class Stream(layer.Layer):
         reason = _break_reason(event)
         if reason == "client-gone":
             self._advance(Failed(reason))
+            yield from self._stop_timer()
             yield from self._close_upstream(event.message)
             self._finish()
             yield DropStream(self.stream_id)
@@ -283,6 +312,7 @@ class Stream(layer.Layer):
     def _fail(self, reason: str, detail: str = "") -> layer.CommandGenerator[None]:
         """End the exchange: with an answer where none was begun, else by cutting."""
         self._advance(Failed(reason, detail))
+        yield from self._stop_timer()
         yield from self._close_upstream(reason)
         if self._response_started:
             error = ResponseProtocolError(self.stream_id, reason, ErrorCode.CANCEL)
@@ -366,7 +396,7 @@ class Stream(layer.Layer):
         yield SendHttp(ResponseHeaders(self.stream_id, ok, end_stream=False), self.context.client)
         yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)
         if refusal:
-            yield commands.RequestWakeup(_EXPLAIN_WAIT_S)
+            yield from self._set_timer(_EXPLAIN_WAIT_S)
 
     def _pass_to_child(self, event: events.Event) -> layer.CommandGenerator[None]:
         """After CONNECT or 101 the stream's messages are plain connection data again."""
@@ -382,10 +412,10 @@ class Stream(layer.Layer):
             plain = events.ConnectionClosed(self.context.client)
         elif isinstance(event, ResponseEndOfMessage | ResponseProtocolError):
             plain = events.ConnectionClosed(self.context.server)
-        elif isinstance(event, events.Wakeup) and self.tunnel is not None:
-            if self.tunnel.refusal and self.session.client_tls is None:
+        elif isinstance(event, events.Wakeup) and event.command is self._timer:
+            if self.tunnel and self.session.client_tls is None:
                 yield commands.CloseConnection(self.context.client)
-            return
+            return  # all others are for the layers inside
         for command in child.handle_event(plain):
             yield from self._through_wire(command)
 
@@ -444,24 +474,6 @@ _STEPS: dict[type, Any] = {
 
 def _break_reason(event: RequestProtocolError) -> str:
     return event.message if event.message in REASONS else "client-gone"
-
-
-def _wire_request(request: Request) -> http.Request:
-    head = format_head(request)
-    return http.Request(
-        host=request.host,
-        port=request.port,
-        method=head.method,
-        scheme=request.scheme.encode("ascii"),
-        authority=b"",
-        path=head.target,
-        http_version=b"HTTP/1.1",
-        headers=http.Headers(head.headers),
-        content=None,
-        trailers=None,
-        timestamp_start=0.0,
-        timestamp_end=None,
-    )
 
 
 def _field(head: ReceivedHead, name: bytes) -> str:

@@ -29,8 +29,8 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseTrailers,
 )
 
-from policies.canonical import RawHead
-from policies.model import ContractBroken
+from policies.canonical import RawHead, format_head
+from policies.model import ContractBroken, Request
 from proxy.denial import BAD_REQUEST, Rendered
 from proxy.exchange import digest_head
 from proxy.head import HeadError, RequestHead, framing, read_request_head, read_response_head
@@ -68,6 +68,25 @@ class Refusal(HttpEvent):
 @dataclass
 class Continue(HttpEvent):
     """Tell the client to send its body (RFC 9110 section 15.2.1)."""
+
+
+def wire_request(request: Request) -> http.Request:
+    """A judged request in the form mitmproxy sends."""
+    head = format_head(request)
+    return http.Request(
+        host=request.host,
+        port=request.port,
+        method=head.method,
+        scheme=request.scheme.encode("ascii"),
+        authority=b"",
+        path=head.target,
+        http_version=b"HTTP/1.1",
+        headers=http.Headers(head.headers),
+        content=None,
+        trailers=None,
+        timestamp_start=0.0,
+        timestamp_end=None,
+    )
 
 
 def check_ticket(event: RequestHeaders) -> None:
@@ -208,6 +227,8 @@ class StrictHttp1Server(_http1.Http1Server):
                     yield from self._break("malformed")
                 return
             if message is None:
+                if len(self.buf) > self._session.settings.header_bytes_max:
+                    yield from self._break("malformed")  # a chunk's head or a trailer without end
                 return
             if isinstance(message, h11.Data):
                 if message.data:
@@ -325,9 +346,8 @@ class StrictHttp1Client(_http1.Http1Client):
         """As mitmproxy's; trailers of a response are dropped."""
         if self.stream_id is None:
             return
-        if self.response_done:  # the answer came before the request was complete
-            if isinstance(event, events.ConnectionClosed):
-                yield commands.CloseConnection(self.conn)
+        if self.response_done:  # the answer came before the request was complete: that was all
+            yield commands.CloseConnection(self.conn)
             return
         while True:
             try:
@@ -339,6 +359,8 @@ class StrictHttp1Client(_http1.Http1Client):
                 yield from self._break("the response body broke its framing")
                 return
             if message is None:
+                if len(self.buf) > self._session.settings.header_bytes_max:
+                    yield from self._break("a chunk's head or a trailer is too large")
                 return
             if isinstance(message, h11.Data):
                 if message.data:

@@ -14,6 +14,7 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseData,
     ResponseProtocolError,
 )
+from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 
 from policies.canonical import RawHead
 from proxy.mitm.session import session_of
@@ -22,6 +23,7 @@ from proxy.mitm.wire1 import Continue, ReceivedHead, Refusal, check_ticket
 _PSEUDO = (b":method", b":scheme", b":authority", b":path")
 _STREAMS_MAX = 100  # at once, per connection
 _RESETS_MAX = 200  # by the client, per connection: more is a rapid reset (CVE-2023-44487)
+_HEADER_TABLE_BYTES_MAX = 4096
 _CANCEL = 0x8
 _INTERNAL_ERROR = 0x2
 
@@ -54,6 +56,8 @@ class StrictHttp2Server(_http2.Http2Server):
         """As mitmproxy's, but heads are read here and resets are counted."""
         if isinstance(event, h2.events.RequestReceived):
             return (yield from self._receive(event))
+        if isinstance(event, h2.events.RemoteSettingsChanged):
+            bound_header_table(self.h2_conn)
         if isinstance(event, h2.events.StreamReset):
             self._resets += 1
             if self._resets > _RESETS_MAX:
@@ -130,11 +134,9 @@ class StrictHttp2Server(_http2.Http2Server):
     def _bound_buffer(self, stream_id: int) -> CommandGenerator[None]:
         """A client that opens no window makes us hold what the upstream sends: past the cap, reset
         the stream."""
-        buffers = self.h2_conn.stream_buffers
-        if stream_id not in buffers:
+        if stream_id not in self.h2_conn.stream_buffers:
             return
-        held = sum(len(chunk.data) for queue in buffers.values() for chunk in queue)
-        if held > self._session.settings.h2_buffer_bytes_max:
+        if count_held_bytes(self.h2_conn) > self._session.settings.h2_buffer_bytes_max:
             self.h2_conn.reset_stream(stream_id, _INTERNAL_ERROR)
             self.streams.pop(stream_id, None)
             yield commands.SendData(self.conn, self.h2_conn.data_to_send())
@@ -148,16 +150,51 @@ class StrictHttp2Server(_http2.Http2Server):
 class StrictHttp2Client(_http2.Http2Client):
     """The upstream's side."""
 
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._session = session_of(context)
+
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
         if isinstance(event, RequestHeaders):
             check_ticket(event)
         yield from super()._handle_event(event)
+        # an upstream that opens no window: its agent has to wait, or we would hold the upload
+        limit = self._session.settings.h2_buffer_bytes_max
+        full = count_held_bytes(self.h2_conn) > limit
+        self._session.pressure.report(self, full=full)
+
+    def handle_h2_event(self, event: h2.events.Event) -> CommandGenerator[bool]:
+        """As mitmproxy's; the upstream does not choose how much we remember for it."""
+        if isinstance(event, h2.events.RemoteSettingsChanged):
+            bound_header_table(self.h2_conn)
+        return (yield from super().handle_h2_event(event))
+
+    def close_connection(self, msg: str) -> CommandGenerator[None]:
+        """As mitmproxy's; what was not sent never will be."""
+        self.h2_conn.stream_buffers.clear()
+        yield from super().close_connection(msg)
 
     def protocol_error(self, message: str, error_code: int = 1) -> CommandGenerator[None]:
         """GOAWAY without mitmproxy's text; the streams learn of it and answer 502."""
         self.h2_conn.close_connection(error_code)
         yield commands.SendData(self.conn, self.h2_conn.data_to_send())
         yield from self.close_connection(message)
+
+
+def count_held_bytes(connection: BufferedH2Connection) -> int:
+    """What waits for the peer to open its windows."""
+    return sum(len(chunk.data) for queue in connection.stream_buffers.values() for chunk in queue)
+
+
+def bound_header_table(connection: BufferedH2Connection) -> None:
+    """Keep our encoder's table at the default, however much the peer would remember (RFC 7541 4.2).
+
+    The table is searched entry by entry: at 4 GB, each answer would cost more than the one before.
+    """
+    encoder = connection.encoder
+    encoder.header_table_size = min(encoder.header_table_size, _HEADER_TABLE_BYTES_MAX)
+    told = encoder.table_size_changes  # with the next head: the smallest and the last are enough
+    told[:] = sorted({min(told), told[-1]}) if told else []
 
 
 def split_head(

@@ -8,8 +8,9 @@ import h2.config
 import h2.connection
 import h2.events
 import pytest
+from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 
-from proxy.mitm.wire2 import split_head
+from proxy.mitm.wire2 import bound_header_table, split_head
 from tests.kit.certificates import Authority
 from tests.kit.gate import Gate
 from tests.kit.http2 import Http2, Http2Origin
@@ -201,6 +202,18 @@ def test_a_client_that_opens_no_window_makes_us_hold_only_so_much(
     (outcome,) = gate.wait_for("outcome", timeout_s=10)
     assert outcome["error"] == "client-too-slow" or outcome["error"] == "client-gone"
     assert outcome["bytes_in"] < 3_000_000
+
+
+def test_a_peer_does_not_choose_how_much_we_remember_for_it() -> None:
+    """hpack searches its table entry by entry; its size was whatever the peer said."""
+    connection = BufferedH2Connection(h2.config.H2Configuration(client_side=False))
+    for size in (2**31 - 1, 100, 2**31 - 1, 50, 2**31 - 1):
+        connection.encoder.header_table_size = size
+        bound_header_table(connection)
+    assert connection.encoder.header_table_size == 4096
+    assert connection.encoder.table_size_changes == [50, 4096]
+    bound_header_table(connection)
+    assert connection.encoder.table_size_changes == [50, 4096]
 
 
 class Raw:

@@ -10,11 +10,11 @@ import re
 from mitmproxy.net.tls import starts_like_tls_record
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers.tls import ClientTLSLayer
 
 from proxy.call import Tunnel
 from proxy.mitm.layers import GatedHttpLayer
 from proxy.mitm.session import session_of
+from proxy.mitm.tls_layers import AgentTls
 
 _REQUEST_LINE = re.compile(rb"[A-Z]{3,16} ")
 SNIFF_BYTES = 20  # enough for a TLS record header or the longest method that could pass
@@ -41,7 +41,7 @@ def choose_layer(context: Context, seen: bytes, *, refuse: str = "") -> layer.La
     if len(seen) < 3 and not seen.startswith(b"\r\n"):
         return None
     if starts_like_tls_record(seen):
-        return ClientTLSLayer(context)
+        return AgentTls(context)
     if not tunnel.refusal:
         if _REQUEST_LINE.match(seen):
             return GatedHttpLayer(context, tunnel)

@@ -47,7 +47,7 @@ class TlsHooks:
 
     async def tls_failed_client(self, hook: tls.TlsFailedClientHook) -> None:
         """An agent that does not trust our CA, or pins: its own record, never a pass-through."""
-        if self.session.client_tls is None:
+        if self.session.tls_fault:
             return  # it was we who could not begin, and that is on record
         log.warning(
             "client-tls-failed",
@@ -64,4 +64,5 @@ class TlsHooks:
     def record_tls_fault(self, hook: tls.TlsStartClientHook | tls.TlsStartServerHook) -> None:
         """A handshake that could not even begin, on the agent's side."""
         if isinstance(hook, tls.TlsStartClientHook):
+            self.session.tls_fault = True
             self.session.record_malformed("internal-error", b"")

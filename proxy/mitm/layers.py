@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from mitmproxy.connection import Server
+from mitmproxy.connection import Connection, Server
 from mitmproxy.proxy import commands, events, layer, tunnel
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import (
@@ -21,12 +21,12 @@ from mitmproxy.proxy.layers.http import (
     HTTPMode,
     RegisterHttpConnection,
 )
-from mitmproxy.proxy.layers.tls import ServerTLSLayer
 from mitmproxy.proxy.utils import expect
 
 from policies.model import Address, Scheme
 from proxy.call import Tunnel
 from proxy.mitm.session import session_of
+from proxy.mitm.tls_layers import OriginTls
 from proxy.mitm.wire1 import StrictHttp1Client, StrictHttp1Server
 from proxy.mitm.wire2 import StrictHttp2Client, StrictHttp2Server
 from proxy.vocabulary import (
@@ -54,6 +54,7 @@ class GatedHttpLayer(HttpLayer):
         self.tunnel = tunnel
         self.tls = tls
         self.session = session_of(context)
+        self._ended: set[Connection] = set()
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, events.Start):
@@ -61,6 +62,21 @@ class GatedHttpLayer(HttpLayer):
             server = StrictHttp2Server if http2 else StrictHttp1Server
             self.connections[self.context.client] = server(self.context.fork())
         yield from super()._handle_event(event)
+        if (
+            isinstance(event, events.ConnectionClosed)
+            and event.connection is not self.context.client
+        ):
+            self._ended.add(event.connection)
+        elif isinstance(event, events.OpenConnectionCompleted) and event.reply:
+            self._ended.add(event.command.connection)
+
+    def _forget_ended(self) -> None:
+        """Drop upstream connections that are over and that no stream may still write to: with a new
+        one for every request, an agent that stays would have us keep all of them."""
+        used = {stream.context.server for stream in self.streams.values()}
+        for connection in self._ended - used - self.waiting_for_establishment.keys():
+            self._ended.discard(connection)
+            self.connections.pop(connection, None)
 
     def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:
         """A stream of ours for every message."""
@@ -129,6 +145,7 @@ class GatedHttpLayer(HttpLayer):
         return peer in ticket.addresses and connection.peername[1] == ticket.dial_port
 
     def _open(self, event: GetHttpConnection, ticket: Ticket) -> layer.CommandGenerator[None]:
+        self._forget_ended()
         context = self.context.fork()
         context.server = Server(address=event.address, transport_protocol="tcp")
         self.session.tickets[context.server] = ticket
@@ -136,7 +153,7 @@ class GatedHttpLayer(HttpLayer):
         if event.tls:
             context.server.sni = event.address[0]
             context.server.alpn_offers = self._protocols()
-            stack /= ServerTLSLayer(context)
+            stack /= OriginTls(context)
         stack /= GatedHttpClient(context)
         self.connections[context.server] = stack[0]
         self.waiting_for_establishment[context.server].append(event)

@@ -16,7 +16,7 @@ import pytest
 
 from tests.kit.ingress import INGRESSES, Answer, Way, open_plain, open_tunnel
 from tests.kit.proxy import wait_until
-from tests.kit.world import HOST, Seen, World, furnish
+from tests.kit.world import GOOD, HOST, Seen, World, furnish
 
 WAYS = ("plain", "tunnel", "http2")
 RULES = """
@@ -24,7 +24,7 @@ RULES = """
   - id: not-there
     verdict: deny
     match: { dest_ip: ["198.51.100.0/24", "2001:db8::/32", loopback] }
-    unless: { host: [api.test.example] }
+    unless: { host: [api.test.example, good.test.example] }
   - { id: by-address, verdict: allow, match: { host: 192.0.2.7, dest_ip: 192.0.2.7 } }
 """
 
@@ -218,7 +218,7 @@ def test_b9_a_denied_request_stays_denied_when_descriptors_run_out(tmp_path: Pat
 def serves(world: World) -> bool:
     """Whether a good request passes now."""
     try:
-        with open_plain(world.proxy, HOST) as way:
+        with open_plain(world.proxy, GOOD) as way:
             return way.ask("/good/x").status == 200
     except OSError:
         return False

@@ -21,11 +21,11 @@ from mitmproxy.proxy import commands
 from mitmproxy.proxy.layers.http import SendHttp
 from mitmproxy.proxy.layers.http._events import RequestHeaders
 
+from policies.canonical import format_head
 from policies.model import Principal
 from proxy.call import describe_target, read_call
 from proxy.enforcer import Admitted
 from proxy.mitm.layers import Dial
-from proxy.mitm.stream import _wire_request
 from proxy.vocabulary import Ticket
 
 Step = Callable[[Any, Any, Any], Generator[Any, Any, None]]
@@ -74,8 +74,22 @@ def forward_warm(stream: Any, event: Any, verdict: Any) -> Generator[Any, Any, N
 
 
 def _head(stream: Any, event: Any, request: Any) -> RequestHeaders:
-    head: http.Request = _wire_request(request)
-    return RequestHeaders(stream.stream_id, head, end_stream=event.end_stream)
+    head = format_head(request)
+    message = http.Request(
+        host=request.host,
+        port=request.port,
+        method=head.method,
+        scheme=request.scheme.encode(),
+        authority=b"",
+        path=head.target,
+        http_version=b"HTTP/1.1",
+        headers=http.Headers(head.headers),
+        content=None,
+        trailers=None,
+        timestamp_start=0.0,
+        timestamp_end=None,
+    )
+    return RequestHeaders(stream.stream_id, message, end_stream=event.end_stream)
 
 
 FORWARDS: dict[str, Step] = {

@@ -95,7 +95,7 @@ PLACES: dict[str, tuple[str, str]] = {
     "refuse": (_STREAM, "Stream._refuse"),
     # forwarding
     "forward": (_STREAM, "Stream._forward"),
-    "wire-request": (_STREAM, "_wire_request"),
+    "wire-request": (_STREAM, "wire_request"),
     "dial": (_HANDLER, "dial"),
     "connect": ("asyncio", "open_connection"),
     "check-ticket-1": ("proxy.mitm.wire1", "check_ticket"),

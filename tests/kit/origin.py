@@ -58,6 +58,7 @@ class Origin:
         self._socket = socket.create_server((self.host, 0), backlog=512)
         self.port = self._socket.getsockname()[1]
         self._open: set[socket.socket] = set()
+        self._marks: set[tuple[str, int]] = set()
         threading.Thread(target=self._accept, daemon=True).start()
         return self
 
@@ -66,6 +67,15 @@ class Origin:
         for connection in list(self._open):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+    def catch_up(self, timeout_s: float = 5.0) -> None:
+        """Return when every connection that was made so far is counted: ours is behind them all."""
+        with socket.socket() as mark:
+            mark.settimeout(timeout_s)
+            mark.bind((self.host, 0))
+            self._marks.add(mark.getsockname())
+            mark.connect((self.host, self.port))
+            mark.recv(1)  # closed as soon as it is its turn
 
     @property
     def bytes_received(self) -> int:
@@ -80,9 +90,13 @@ class Origin:
     def _accept(self) -> None:
         while True:
             try:
-                connection, _ = self._socket.accept()
+                connection, peer = self._socket.accept()
             except OSError:
                 return
+            if peer in self._marks:
+                self._marks.remove(peer)
+                connection.close()
+                continue
             self.connections += 1
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 

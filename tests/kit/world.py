@@ -11,6 +11,7 @@ submitted later, or never.
 
 import contextlib
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.kit.origin import Origin
 from tests.kit.proxy import write_policy
 
 HOST = "api.test.example"
+GOOD = "good.test.example"  # an origin of its own: what is counted elsewhere is not our doing
 STRANGER = "stranger.test.example"
 RULES = """
   - id: tls
@@ -38,9 +40,12 @@ RULES = """
       host: api.test.example
       scheme: http
       port: [80]
-      path: ["/ok/**", "/trickle/*", "/big/*", "/good/*"]
+      path: ["/ok/**", "/trickle/*", "/big/*"]
       methods: [GET, HEAD, POST]
       dest_ip: loopback
+  - id: good
+    verdict: allow
+    match: { host: good.test.example, scheme: http, port: [80], path: "/good/*", dest_ip: loopback }
   - { id: ws, verdict: allow, match: { host: api.test.example, path: "/ws", websocket: true, dest_ip: loopback } }
   - { id: dns, verdict: allow, match: { host: unpinned.test.example, path: "/ok/**" } }
   - { id: bad-tls, verdict: allow, match: { host: untrusted.test.example, path: "/ok/**", dest_ip: loopback } }
@@ -85,6 +90,7 @@ class World:
     tls: Origin
     plain: Origin
     untrusted: Origin
+    good: Origin
     number: Iterator[int] = field(default_factory=itertools.count)
 
     @property
@@ -93,7 +99,9 @@ class World:
         return self.tls, self.plain, self.untrusted
 
     def count(self) -> tuple[int, int, int]:
-        """Connections, touched ones and bytes over all origins."""
+        """Connections, touched ones and bytes over all origins; nothing waits to be accepted."""
+        for origin in self.origins:
+            origin.catch_up()
         connections = sum(origin.connections for origin in self.origins)
         touched = sum(origin.touched for origin in self.origins)
         return connections, touched, sum(origin.bytes_received for origin in self.origins)
@@ -105,13 +113,28 @@ class World:
         since, before = len(self.proxy.journal.events), self.count()
         yield seen
         seen.struck = self.proxy.struck
+        path = self.pass_good_request()
+        for event in self.proxy.journal.wait(since, path, "outcome"):
+            self._sort(seen, event, path)
         after = self.count()
         seen.connections, seen.touched, seen.bytes = (
             b - a for a, b in zip(before, after, strict=True)
         )
-        path = self.pass_good_request()
-        for event in self.proxy.journal.wait(since, path, "outcome"):
-            self._sort(seen, event, path)
+
+    def reconcile(self) -> None:
+        """No request at an origin that the log does not allow."""
+        allowed = [
+            event["target"]["path"]
+            for event in self.proxy.journal.events
+            if event["kind"] == "decision"
+            and (event["stage"], event["verdict"]) == ("request", "allow")
+        ]
+        arrived = [
+            line.split(" ")[1].partition("?")[0]
+            for origin in (*self.origins, self.good)
+            for line in origin.lines
+        ]
+        assert Counter(arrived) <= Counter(allowed)
 
     def send(self, message: bytes, timeout_s: float = 6.0) -> bytes:
         """Raw bytes to the proxy; everything that comes back until the end."""
@@ -120,9 +143,8 @@ class World:
     def pass_good_request(self) -> str:
         """A request that is allowed and answered; returns its path."""
         path = f"/good/{next(self.number)}"
-        way = open_plain(self.proxy, HOST)
-        answer = way.ask(path)
-        way.close()
+        with open_plain(self.proxy, GOOD) as way:
+            answer = way.ask(path)
         assert answer.status == 200, f"after the fault nobody is served: {answer}"
         return path
 
@@ -130,10 +152,10 @@ class World:
         target = event.get("target", {})
         if target.get("path") == good:
             seen.events.append(event | {"kind": "good"})
-        elif event["kind"] == "outcome" and any(
-            event["ref"] == other.get("id") for other in seen.events if other["kind"] == "good"
+        elif event["kind"] == "outcome" and not any(
+            event["ref"] == other.get("id") for other in seen.events if other["kind"] == "decision"
         ):
-            return
+            return  # of the good request, or of one from before
         elif event["kind"] == "decision" and (event["stage"], event["verdict"]) == (
             "connect",
             "allow",
@@ -163,6 +185,7 @@ def furnish(
     with (
         Origin(tls=authority.server_context(HOST, *hosts)) as tls,
         Origin() as plain,
+        Origin() as good,
         Origin(tls=stranger.server_context("untrusted.test.example")) as untrusted,
     ):
         policy = write_policy(folder / "policies.yaml", RULES + rules, head=head)
@@ -173,6 +196,7 @@ def furnish(
             resolve=[
                 *(f"{host}:443:127.0.0.1:{tls.port}" for host in (HOST, *hosts)),
                 *(f"{host}:80:127.0.0.1:{plain.port}" for host in (HOST, *hosts)),
+                f"{GOOD}:80:127.0.0.1:{good.port}",
                 f"untrusted.test.example:443:127.0.0.1:{untrusted.port}",
             ],
             upstream_ca=authority.pem,
@@ -180,9 +204,11 @@ def furnish(
             **more,
         )
         with proxy:
-            yield World(proxy, tls, plain, untrusted)
+            world = World(proxy, tls, plain, untrusted, good)
+            yield world
         done = proxy.verify()
         assert done.returncode == verified, done.stdout + done.stderr
+        world.reconcile()
 
 
 def describe(answer: Answer, seen: Seen, proxy: FaultyProxy) -> str:

@@ -10,6 +10,7 @@ from policies.model import ContractBroken, Verdict
 from policies.policy_set import PolicySet
 from proxy.exchange import Exchange, State, digest_head, ticket_digest
 from proxy.vocabulary import (
+    Close,
     DecisionRecord,
     Deny,
     Effect,
@@ -19,7 +20,10 @@ from proxy.vocabulary import (
     LedgerAnswered,
     OutcomeRecord,
     RecordStored,
+    Release,
     RequestSent,
+    Reserve,
+    Resolve,
     Resolved,
     ResponseEnd,
     ResponseHead,
@@ -312,3 +316,171 @@ def test_a_head_has_another_digest_for_everything_that_matters() -> None:
     ]
     digests = {digest_head(*parts) for parts in others}
     assert len(digests | {digest_head("https", "a.test", 443, plain)}) == len(others) + 1
+
+
+def decided(effects: list[Effect]) -> DecisionRecord:
+    """The decision that is to be recorded."""
+    (effect,) = [one for one in effects if isinstance(one, StoreRecord)]
+    assert isinstance(effect.record, DecisionRecord)
+    return effect.record
+
+
+def test_the_record_of_an_allow_holds_all_that_was_judged() -> None:
+    asked = head()
+    exchange, effects = play(asked, Resolved(PUBLIC, NOW), LedgerAnswered())
+    assert exchange.decision is not None
+    assert exchange.decision.rules == ("read",)
+    assert decided(effects) == DecisionRecord(
+        asked.target, asked.principal, asked.request, exchange.decision, PUBLIC, ""
+    )
+    (forward,) = exchange.handle(RecordStored(SAME, NOW))
+    assert isinstance(forward, Forward)
+    assert forward.decision is exchange.decision
+    assert forward.ticket is not None
+    assert forward.ticket.decision_id == exchange.id
+
+
+def test_the_record_of_a_denial_holds_what_was_known_by_then() -> None:
+    refused = head(refusal="malformed")
+    record = decided(play(refused)[1])
+    assert (record.target, record.principal) == (refused.target, refused.principal)
+    assert (record.request, record.addresses, record.detail) == (None, (), "why")
+    assert record.decision.policy_digest == SAME.digest
+    asked = head(Message("/nope"))
+    record = decided(play(asked, Resolved(PUBLIC, NOW))[1])
+    assert (record.request, record.addresses) == (asked.request, PUBLIC)
+    assert record.decision.rules == ()
+
+
+def test_a_failure_is_recorded_with_the_first_detail_that_says_something() -> None:
+    spoken = Failed("internal-error", "the disk is on fire")
+    assert decided(play(head(), spoken)[1]).detail == "the disk is on fire"
+    told = replace(head(), detail="odd")
+    assert decided(play(told, Failed("internal-error"))[1]).detail == "odd"
+    assert decided(play(told, spoken)[1]).detail == "the disk is on fire"
+
+
+def test_a_denial_of_what_rules_allowed_still_names_them() -> None:
+    limited = decided(play(LARGE, Resolved(PUBLIC, NOW))[1]).decision
+    assert limited.rules == ("small",)
+    rated = decided(play(*WAYS[State.RESERVING], LedgerAnswered("rate-limited", 5))[1]).decision
+    assert (rated.rules, rated.retry_after_ms) == (("read",), 5)
+    failed = decided([*play(*WAYS[State.RESERVING], Failed("ledger-unavailable"))[1]]).decision
+    assert (failed.rules, failed.reason) == (("read",), "ledger-unavailable")
+
+
+def test_what_the_resolver_and_the_ledger_are_asked_is_the_request() -> None:
+    asked = head()
+    (resolve,) = play(asked)[1]
+    assert resolve == Resolve("api.test", 443)
+    exchange, (reserve,) = play(asked, Resolved(PUBLIC, NOW))
+    assert isinstance(reserve, Reserve)
+    assert (reserve.decision, reserve.request) == (exchange.decision, asked.request)
+
+
+STRIPPING = compiled(
+    POLICY.replace(
+        'id: read, verdict: allow, match: { host: api.test, methods: [GET, POST], path: "/ok/**" }',
+        'id: read, verdict: allow, match: { host: api.test, path: "/ok/*" },'
+        " with: { path_params: strip }",
+    )
+)
+
+
+def test_stripped_parameters_are_neither_reserved_for_nor_sent() -> None:
+    exchange, (reserve,) = play(head(Message("/ok/1;v=2")), Resolved(PUBLIC, NOW), policy=STRIPPING)
+    assert isinstance(reserve, Reserve)
+    assert reserve.request == read(Message("/ok/1"))
+    exchange.handle(LedgerAnswered())
+    (forward,) = exchange.handle(RecordStored(STRIPPING, NOW))
+    assert isinstance(forward, Forward)
+    assert forward.request == read(Message("/ok/1"))
+    assert forward.ticket is not None
+    assert forward.ticket.digest == ticket_digest(read(Message("/ok/1")))
+
+
+def test_limits_are_kept_to_the_byte() -> None:
+    fits = head(Message("/small", "POST", fields=((b"Content-Length", b"10"),)))
+    exchange, effects = play(fits, Resolved(PUBLIC, NOW), LedgerAnswered())
+    assert decided(effects).decision.verdict is Verdict.ALLOW
+    exchange.handle(RecordStored(SAME, NOW))
+    assert exchange.handle(RequestSent(10)) == []
+    assert exchange.handle(ResponseHead(200, 50, 10)) == []
+    assert exchange.handle(ResponseReceived(10)) == []
+    assert exchange.bytes_in == 60
+    cut = exchange.handle(ResponseReceived(1))
+    assert cut == [
+        Release(settle=True),
+        StoreRecord(OutcomeRecord(200, 10, 61, "response-too-large", "")),
+        Close("response-too-large"),
+    ]
+
+
+def test_an_outcome_counts_heads_and_bodies_of_both_directions() -> None:
+    _, effects = play(
+        *WAYS[State.FORWARDED],
+        RequestSent(100, body=False),
+        RequestSent(20),
+        ResponseHead(204, 80, None),
+        ResponseReceived(6),
+        ResponseReceived(7),
+        ResponseEnd(),
+    )
+    assert effects == [Release(settle=True), StoreRecord(OutcomeRecord(204, 120, 93, "", ""))]
+
+
+def test_a_failure_under_way_is_told_by_the_outcome() -> None:
+    exchange, _ = play(*WAYS[State.FORWARDED], RequestSent(9), ResponseHead(200, 5, None))
+    assert exchange.handle(Failed("upstream-failed")) == [
+        Release(settle=True),
+        StoreRecord(OutcomeRecord(200, 9, 5, "", "upstream-failed")),
+        Close("upstream-failed"),
+    ]
+
+
+def test_a_record_that_may_still_come_gets_an_outcome_and_another_does_not() -> None:
+    late = Failed("deadline-exceeded", queued=True)
+    _, effects = play(*WAYS[State.RECORDING_ALLOW], late)
+    assert effects[1] == StoreRecord(OutcomeRecord(403, 0, 0, "", "deadline-exceeded"))
+    assert reason(effects[2:]) == "deadline-exceeded"
+    denied = WAYS[State.RECORDING_DENY]
+    assert reason(play(*denied, late)[1]) == "no-rule-matched", "what its record says"
+    assert reason(play(*denied, replace(late, queued=False))[1]) == "deadline-exceeded"
+
+
+def test_a_refusal_cites_the_policy_that_was_asked() -> None:
+    _, effects = play(*WAYS[State.RECORDING_ALLOW], RecordStored(CLOSED, NOW))
+    deny = effects[-1]
+    assert isinstance(deny, Deny)
+    assert deny.decision.verdict is Verdict.DENY
+    assert deny.decision.policy_digest == SAME.digest
+    assert deny.decision.rules == ()
+
+
+@pytest.mark.parametrize("stage", list(Stage), ids=lambda stage: stage.value)
+def test_observing_goes_on_under_the_next_policy_that_observes(stage: Stage) -> None:
+    again = compiled(POLICY.replace("explain_denials: false", "mode: observe"))
+    first: tuple[Event, ...] = (connect_head("x.test"),)
+    if stage is Stage.REQUEST:
+        first = (head(Message(host="x.test")), Resolved(PUBLIC, NOW), LedgerAnswered())
+    exchange, effects = play(*first, stage=stage, policy=OBSERVING, observe=True)
+    assert decided(effects).decision.reason == "observed"
+    (forward,) = exchange.handle(RecordStored(again, NOW))
+    assert isinstance(forward, Forward)
+
+
+PLAIN = compiled(
+    POLICY.partition("rules:")[0]
+    + "rules: [{ id: r, verdict: allow, match: { host: api.test, scheme: http, port: 443 } }]"
+)
+
+
+def test_stage_1_knows_the_scheme_of_a_request_and_not_that_of_a_tunnel() -> None:
+    assert reason(play(head(), policy=PLAIN)[1]) == "host-not-allowed"
+    _, effects = play(connect_head(), stage=Stage.CONNECT, policy=PLAIN)
+    assert decided(effects).decision.verdict is Verdict.ALLOW
+
+
+def test_a_request_without_one_is_a_broken_contract() -> None:
+    with pytest.raises(ContractBroken, match="without a canonical request"):
+        play(replace(head(), request=None))

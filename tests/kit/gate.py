@@ -87,10 +87,19 @@ class Gate:
     def __exit__(self, *_: object) -> None:
         for connection in self._sockets:
             connection.close()
-        self.run(self.master.drain(0.0))
+        self.run(self._end())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(5)
         self.loop.close()
+
+    async def _end(self) -> None:
+        await asyncio.sleep(0.02)  # whoever was just accepted has begun
+        await self.master.drain(0.0)
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.01)  # transports that were closed say so one turn later
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine on the loop of the gate."""

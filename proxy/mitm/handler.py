@@ -420,6 +420,10 @@ class Handler(TlsHooks, ConnectionHandler):
             if connection is self.client:
                 await self.session.pressure.wait()
             await self.drain_writers()
+            if isinstance(connection, Server):
+                await self.session.lag.wait(connection)
+            else:
+                self.session.lag.move()
 
     def close_connection(self, connection: Connection, half_close: bool = False) -> None:
         """Close; the client's side lingers so that the answer is not lost to a reset (RFC 9112

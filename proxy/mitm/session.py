@@ -13,6 +13,7 @@ from proxy.enforcer import Enforcer
 from proxy.exchange import Exchange
 from proxy.mitm.pressure import Pressure
 from proxy.mitm.tls import Originator, Terminator
+from proxy.mitm.window import Lag
 from proxy.settings import Settings
 from proxy.vocabulary import (
     Failed,
@@ -50,6 +51,7 @@ class Session:
         )
         self.unjudged = False  # a head was read, and nothing was recorded of it yet
         self.ended = False
+        self.lag = Lag()
         self.pressure = Pressure()
 
     @property

@@ -175,6 +175,7 @@ class Stream(layer.Layer):
             yield from self._fail(_upstream_reason(err, request))
             return
         self.context.server = connection
+        self.session.lag.serve(connection, self.stream_id)
         if not event.end_stream and _field(event, b"expect").lower() == "100-continue":
             yield SendHttp(Continue(self.stream_id), self.context.client)
         head = wire_request(request)

@@ -1,6 +1,7 @@
 """HTTP/2 frames (RFC 9113) on mitmproxy's connection layers: strict heads, bounded buffers,
 recorded violations."""
 
+import h2.connection
 import h2.events
 import h2.exceptions
 from mitmproxy import http
@@ -18,12 +19,15 @@ from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 
 from policies.canonical import RawHead
 from proxy.mitm.session import session_of
+from proxy.mitm.window import RETRY_S, MeteredConnection
 from proxy.mitm.wire1 import Continue, ReceivedHead, Refusal, check_ticket
 
 _PSEUDO = (b":method", b":scheme", b":authority", b":path")
 _STREAMS_MAX = 100  # at once, per connection
 _RESETS_MAX = 200  # by the client, per connection: more is a rapid reset (CVE-2023-44487)
 _HEADER_TABLE_BYTES_MAX = 4096
+_DISCARDED_BYTES_MAX = 4 * 1024 * 1024  # of a refused upload whose client does not stop
+_NO_ERROR = 0x0
 _CANCEL = 0x8
 _INTERNAL_ERROR = 0x2
 
@@ -34,7 +38,9 @@ class StrictHttp2Server(_http2.Http2Server):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._session = session_of(context)
+        self._session.lag.watch(self._count_unsent)
         self._resets = 0
+        self._refused: dict[int, int] = {}  # bytes thrown away, by stream
         self.h2_conn.local_settings.max_concurrent_streams = _STREAMS_MAX
         self.h2_conn.local_settings.acknowledge()
 
@@ -58,6 +64,10 @@ class StrictHttp2Server(_http2.Http2Server):
             return (yield from self._receive(event))
         if isinstance(event, h2.events.RemoteSettingsChanged):
             bound_header_table(self.h2_conn)
+        if isinstance(event, h2.events.DataReceived) and event.stream_id in self._refused:
+            self._discard(event)
+        if isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):
+            self._refused.pop(event.stream_id or 0, None)
         if isinstance(event, h2.events.StreamReset):
             self._resets += 1
             if self._resets > _RESETS_MAX:
@@ -109,8 +119,12 @@ class StrictHttp2Server(_http2.Http2Server):
         return False
 
     def _refuse(self, event: Refusal) -> CommandGenerator[None]:
-        """The answer, then RST_STREAM: whatever the client still sends on this stream is not
-        read."""
+        """The answer; what the client still sends on this stream is thrown away.
+
+        An RST_STREAM right behind it would be in order (RFC 9113 section 8.1), but clients in the
+        middle of an upload then report a broken stream and not our 403 (curl 7.88). So they get it
+        only where they go on and on.
+        """
         if not self.is_open_for_us(event.stream_id):
             return
         rendered = event.rendered
@@ -119,17 +133,26 @@ class StrictHttp2Server(_http2.Http2Server):
         self.h2_conn.send_headers(event.stream_id, fields, end_stream=not rendered.body)
         if rendered.body:
             self.h2_conn.send_data(event.stream_id, rendered.body, end_stream=True)
-        if not self.is_closed(event.stream_id) and not self.h2_conn.stream_buffers.get(
-            event.stream_id
-        ):
-            self.h2_conn.reset_stream(event.stream_id, 0)
+        if not self.is_closed(event.stream_id):
+            self._refused[event.stream_id] = 0
         self.streams.pop(event.stream_id, None)
         yield commands.SendData(self.conn, self.h2_conn.data_to_send())
+
+    def _discard(self, event: h2.events.DataReceived) -> None:
+        stream_id = event.stream_id or 0
+        self._refused[stream_id] += len(event.data or b"")
+        if self._refused[stream_id] > _DISCARDED_BYTES_MAX and not self.is_closed(stream_id):
+            del self._refused[stream_id]
+            self.h2_conn.reset_stream(stream_id, _NO_ERROR)
 
     def _reset(self, stream_id: int) -> CommandGenerator[None]:
         if not self.is_closed(stream_id):
             self.h2_conn.reset_stream(stream_id, _CANCEL)
             yield commands.SendData(self.conn, self.h2_conn.data_to_send())
+
+    def _count_unsent(self, stream_id: int) -> int:
+        """What waits for the agent to open a stream's window."""
+        return sum(len(chunk.data) for chunk in self.h2_conn.stream_buffers.get(stream_id, ()))
 
     def _bound_buffer(self, stream_id: int) -> CommandGenerator[None]:
         """A client that opens no window makes us hold what the upstream sends: past the cap, reset
@@ -150,14 +173,23 @@ class StrictHttp2Server(_http2.Http2Server):
 class StrictHttp2Client(_http2.Http2Client):
     """The upstream's side."""
 
+    h2_conn: MeteredConnection
+
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._session = session_of(context)
+        self.h2_conn = MeteredConnection(self.h2_conf)
+        self._retry: commands.RequestWakeup | None = None
 
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        if isinstance(event, events.Wakeup) and event.command is self._retry:
+            self._retry = None
+            yield from self._open_windows()
+            return
         if isinstance(event, RequestHeaders):
             check_ticket(event)
         yield from super()._handle_event(event)
+        yield from self._open_windows()
         # an upstream that opens no window: its agent has to wait, or we would hold the upload
         limit = self._session.settings.h2_buffer_bytes_max
         full = count_held_bytes(self.h2_conn) > limit
@@ -173,6 +205,23 @@ class StrictHttp2Client(_http2.Http2Client):
         """As mitmproxy's; what was not sent never will be."""
         self.h2_conn.stream_buffers.clear()
         yield from super().close_connection(msg)
+
+    def _open_windows(self) -> CommandGenerator[None]:
+        """For every stream whose agent keeps up; the others are looked at again soon."""
+        connection = self.h2_conn
+        if connection.state_machine.state is h2.connection.ConnectionState.CLOSED:
+            return
+        behind = False
+        for ours in list(connection.owed):
+            if self._session.lag.is_behind(self.their_stream_id[ours]):
+                behind = True
+            else:
+                connection.settle(ours)
+        if data := connection.data_to_send():
+            yield commands.SendData(self.conn, data)
+        if behind and self._retry is None:
+            self._retry = commands.RequestWakeup(RETRY_S)
+            yield self._retry
 
     def protocol_error(self, message: str, error_code: int = 1) -> CommandGenerator[None]:
         """GOAWAY without mitmproxy's text; the streams learn of it and answer 502."""

@@ -183,6 +183,103 @@ def test_requests_are_total_and_idempotent(
         assert again == request
 
 
+BODIES = {
+    "HTTP/1 without": ((), "1.1", True, (False, None)),
+    "HTTP/1 with a length": (((b"content-length", b"3"),), "1.1", True, (True, 3)),
+    "HTTP/1 with a length of nothing": (((b"content-length", b"0"),), "1.1", True, (False, 0)),
+    "HTTP/1 in chunks": (((b"transfer-encoding", b"chunked"),), "1.1", True, (True, None)),
+    "HTTP/2 without": ((), "2", True, (False, None)),
+    "HTTP/2 of unknown length": ((), "2", False, (True, None)),
+    "HTTP/2 with a length": (((b"content-length", b"3"),), "2", False, (True, 3)),
+    "HTTP/2 with a length of nothing": (((b"content-length", b"0"),), "2", False, (False, 0)),
+    "HTTP/2 that ends with a length of nothing": (
+        ((b"content-length", b"0"),),
+        "2",
+        True,
+        (False, 0),
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "version", "ends", "expected"), BODIES.values(), ids=BODIES)
+def test_a_body_is_what_the_framing_says(
+    fields: tuple[tuple[bytes, bytes], ...],
+    version: str,
+    ends: bool,
+    expected: tuple[bool, int | None],
+) -> None:
+    raw = RawHead(b"POST", b"/", ((b"host", b"a.com"), *fields), version, None, ends)  # type: ignore[arg-type]
+    request = judge(raw)
+    assert isinstance(request, Request)
+    assert (request.body, request.body_length) == expected
+
+
+SENT: dict[str, tuple[Request, RawHead]] = {
+    "a plain one": (
+        Request("https", "a.com", 443, "GET", "/x", "q", headers=(("b", "1"), ("a", "2"))),
+        RawHead(b"GET", b"/x?q", ((b"host", b"a.com"), (b"b", b"1"), (b"a", b"2"))),
+    ),
+    "an empty query and another port": (
+        Request("http", "::1", 8080, "DELETE", "/", ""),
+        RawHead(b"DELETE", b"/?", ((b"host", b"[::1]:8080"),)),
+    ),
+    "a body of unknown length": (
+        Request("https", "a.com", 443, "POST", "/", body=True),
+        RawHead(b"POST", b"/", ((b"host", b"a.com"), (b"transfer-encoding", b"chunked"))),
+    ),
+    "a body of known length": (
+        Request(
+            "https", "a.com", 443, "POST", "/", None, (), (("content-length", "3"),), False, True, 3
+        ),
+        RawHead(b"POST", b"/", ((b"host", b"a.com"), (b"content-length", b"3"))),
+    ),
+    "a WebSocket": (
+        Request("https", "a.com", 443, "GET", "/", websocket=True),
+        RawHead(
+            b"GET",
+            b"/",
+            ((b"host", b"a.com"), (b"connection", b"Upgrade"), (b"upgrade", b"websocket")),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(("request_", "expected"), SENT.values(), ids=SENT)
+def test_a_request_is_sent_in_one_spelling(request_: Request, expected: RawHead) -> None:
+    assert format_head(request_) == expected
+
+
+def test_half_a_place_is_none() -> None:
+    """The tunnel is known whole, or the target must name the destination."""
+    raw = head(target=b"https://a.com/x")
+    for place in ({"host": "a.com"}, {"port": 443}):
+        request = canonicalise_request(raw, scheme="https", **place)
+        assert isinstance(request, Request)
+        assert isinstance(canonicalise_request(head(), scheme="https", **place), Refusal)
+
+
+def test_on_http_2_the_host_field_alone_is_enough_and_both_may_agree() -> None:
+    for authority in (None, b"a.com"):
+        request = judge(RawHead(b"GET", b"/", ((b"host", b"a.com"),), "2", authority))
+        assert isinstance(request, Request)
+    broken = judge(RawHead(b"GET", b"/", (), "2", b"a b"))
+    assert isinstance(broken, Refusal)
+    assert broken.reason == "host-not-canonical"
+
+
+def test_a_websocket_handshake_has_no_body() -> None:
+    handshake = (
+        (b"connection", b"upgrade"),
+        (b"upgrade", b"websocket"),
+        (b"sec-websocket-version", b"13"),
+        (b"sec-websocket-key", b"dGhlIHNhbXBsZSBub25jZQ=="),
+    )
+    assert isinstance(judge(head(*handshake)), Request)
+    refusal = judge(head(*handshake, (b"content-length", b"3")))
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason == "upgrade-refused"
+
+
 def test_stripping_parameters_leaves_a_canonical_request() -> None:
     request = judge(head(target=b"/a;x=1/b;y?q"))
     assert isinstance(request, Request)

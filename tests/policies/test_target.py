@@ -78,6 +78,10 @@ QUERIES = {
     "plus and escapes are decoded once": (b"/a?x=a+b%252B", "x=a+b%252B", (("x", "a b%2B"),)),
     "repeated keys stay": (b"/a?x=1&x=2", "x=1&x=2", (("x", "1"), ("x", "2"))),
     "only ampersands split": (b"/a?x=1;y=2", "x=1;y=2", (("x", "1;y=2"),)),
+    "empty pieces carry nothing": (b"/a?&x=1&&y=&", "&x=1&&y=&", (("x", "1"), ("y", ""))),
+    "plus without an escape": (b"/a?x+y=a+b", "x+y=a+b", (("x y", "a b"),)),
+    "an escaped key": (b"/a?%78%3D=1", "%78%3D=1", (("x=", "1"),)),
+    "an escape in one pair": (b"/a?x=a+b&y=%2B", "x=a+b&y=%2B", (("x", "a b"), ("y", "+"))),
     "no value": (b"/a?x&=1", "x&=1", (("x", ""), ("", "1"))),
     "second question mark": (b"/a?x=?", "x=?", (("x", "?"),)),
     "slashes and dots are text": (b"/a?x=/../", "x=/../", (("x", "/../"),)),
@@ -91,6 +95,15 @@ def test_query_is_sent_as_it_came_and_read_decoded(
     target = canonicalise_target(raw)
     assert not isinstance(target, Refusal)
     assert (target.path, target.query, target.query_pairs) == ("/a", query, pairs)
+
+
+@pytest.mark.parametrize("query", [b"", b"?x=;"])
+def test_only_a_semicolon_in_the_path_is_a_parameter(query: bytes) -> None:
+    with_params, without = canonicalise_target(b"/a;x" + query), canonicalise_target(b"/a" + query)
+    assert not isinstance(with_params, Refusal)
+    assert not isinstance(without, Refusal)
+    assert (with_params.path, with_params.path_params) == ("/a;x", True)
+    assert (without.path, without.path_params) == ("/a", False)
 
 
 @pytest.mark.parametrize("raw", [b"/a?x=%00", b"/a?x=%zz", b"/a?x=%ff", b"/a?%"])

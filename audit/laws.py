@@ -223,18 +223,14 @@ class Laws:
 
     def _watch(self, kind: bytes, ts: bytes) -> None:
         """Count a silence of more than two heartbeats that no step and no recovery explains."""
-        explained = kind in _EXPLAIN_SILENCE
-        if self._due and ts > self._due and not explained:
+        if ts > self._due and kind not in _EXPLAIN_SILENCE:
             self.heartbeat_gaps += 1
-        if explained or kind == b"heartbeat" or ts > self._due:
-            self._due = _later(ts, self._heartbeat * _HEARTBEATS_MISSING_MAX)
-        if kind == b"log.close":
-            self._due = b""
+        self._due = _later(ts, self._heartbeat * _HEARTBEATS_MISSING_MAX)
 
 
 _HEARTBEAT_MS_MAX = 86_400_000
 _EXPLAIN_SILENCE = frozenset({b"log.open", b"clock.step", b"recovery"})
-_MARKS = _EXPLAIN_SILENCE | {b"heartbeat", b"log.close"}
+_MARKS = _EXPLAIN_SILENCE | {b"heartbeat"}  # behind a log.close there is only a log.open
 
 
 def _later(ts: bytes, wait: timedelta) -> bytes:

@@ -173,6 +173,14 @@ GAPS: dict[str, tuple[list[tuple[int, Event]], int]] = {
         [(500, {"kind": "clock.step", "from": at(1), "to": at(500)}), (620, HEARTBEAT)],
         0,
     ),
+    "a step of the clock puts it off": (
+        [(100, {"kind": "clock.step", "from": at(1), "to": at(100)}), (220, HEARTBEAT)],
+        0,
+    ),
+    "a recovery puts it off": (
+        [(100, {"kind": "recovery", "bytes": 1, "cause": "disk-full"}), (220, HEARTBEAT)],
+        0,
+    ),
     "a recovery explains it": (
         [(500, {"kind": "recovery", "bytes": 1, "cause": "disk-full"}), (620, HEARTBEAT)],
         0,

@@ -28,6 +28,23 @@ REFUSED: dict[str, tuple[int, dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ((b"X", b"a\rb"),),
+        ((b"X", b"a\nb"),),
+        ((b"X", b"a\0b"),),
+        ((b"Content-Length", b"3"), (b"content-length", b"3")),
+        ((b"Content-Length", b"+3"),),
+        ((b"Content-Length", b""),),
+    ],
+    ids=["CR", "LF", "NUL", "two lengths", "a length with a sign", "an empty length"],
+)
+def test_fields_that_could_break_out_do_not_reach_the_agent(fields: Fields) -> None:
+    """HTTP/2 hands them over as they are; towards an HTTP/1 agent they would be another answer."""
+    assert prepare(200, *fields) == "upstream-protocol"
+
+
 @pytest.mark.parametrize(("status", "changes", "reason"), REFUSED.values(), ids=REFUSED)
 def test_some_answers_do_not_reach_the_agent(
     status: int, changes: dict[str, Any], reason: str

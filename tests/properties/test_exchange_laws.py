@@ -183,6 +183,13 @@ class KeepsTheReservation(Exchange):
         return []
 
 
+class ReservesAgain(Exchange):
+    """L4: holds a second time what is held."""
+
+    def _store_allow(self) -> list[Effect]:
+        return [Reserve(self._decided(), read(Message())), *super()._store_allow()]
+
+
 class ReleasesTwice(Exchange):
     """L4: released whether or not something is held."""
 
@@ -228,6 +235,7 @@ BROKEN: dict[str, tuple[type[Exchange], tuple[Event, ...], str]] = {
     "L3 a failure that is forgiven": (ForgivesFailures, (HAPPY[0], Failed("x")), "L3"),
     "L3 a failure that forwards": (ForwardsOnFailure, (*HAPPY[:3], Failed("x")), "L2"),
     "L4 a reservation that is kept": (KeepsTheReservation, HAPPY, "L4"),
+    "L4 a second reservation": (ReservesAgain, HAPPY[:3], "L4"),
     "L4 a reservation that ends twice": (ReleasesTwice, HAPPY, "L4"),
     "L5 a second decision": (
         _patched(DecidesTwice, (State.RECORDING_ALLOW, RecordStored, "_on_allow_stored")),

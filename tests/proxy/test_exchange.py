@@ -353,6 +353,7 @@ def test_the_record_of_a_denial_holds_what_was_known_by_then() -> None:
 
 
 def test_a_failure_is_recorded_with_the_first_detail_that_says_something() -> None:
+    assert decided(play(Failed("internal-error"))[1]).detail == ""
     spoken = Failed("internal-error", "the disk is on fire")
     assert decided(play(head(), spoken)[1]).detail == "the disk is on fire"
     told = replace(head(), detail="odd")

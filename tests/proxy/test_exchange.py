@@ -417,6 +417,18 @@ def test_limits_are_kept_to_the_byte() -> None:
     ]
 
 
+def test_a_limit_of_nothing_is_a_limit_and_no_body_keeps_it() -> None:
+    nothing = compiled(POLICY.replace("10B", "0B"))
+    bare = head(Message("/small"))
+    exchange, effects = play(bare, Resolved(PUBLIC, NOW), LedgerAnswered(), policy=nothing)
+    assert decided(effects).decision.verdict is Verdict.ALLOW
+    exchange.handle(RecordStored(nothing, NOW))
+    assert exchange.handle(ResponseHead(204, 50, None)) == []
+    assert list(map(name, exchange.handle(ResponseReceived(1)))) == ["settle", "outcome", "Close"]
+    one = head(Message("/small", "POST", fields=((b"Content-Length", b"1"),)))
+    assert reason(play(one, Resolved(PUBLIC, NOW), policy=nothing)[1]) == "request-too-large"
+
+
 def test_an_outcome_counts_heads_and_bodies_of_both_directions() -> None:
     _, effects = play(
         *WAYS[State.FORWARDED],

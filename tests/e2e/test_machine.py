@@ -21,7 +21,7 @@ import pytest
 from audit.folder import open_log
 from audit.writer import Writer
 from tests.kit.certificates import Authority
-from tests.kit.http1 import Answer, Http1
+from tests.kit.http1 import Answer, Http1, format_request
 from tests.kit.origin import Origin
 from tests.kit.proxy import Proxy, run_command, wait_until, write_policy
 from tests.kit.volume import fill, read_only, small_volume
@@ -63,15 +63,16 @@ def prepare(upstream: tuple[Origin, Path], tmp_path: Path) -> Iterator[Start]:
 
 def ask(proxy: Proxy, path: str) -> Answer:
     """One request in a tunnel of its own; the answer to CONNECT where that is refused."""
-    with Http1(proxy.connect(15.0)) as client:
-        place = f"{API}:443"
-        client.send(place, place, method="CONNECT")
+    place = f"{API}:443"
+    with proxy.connect(15.0) as connection:
+        connection.sendall(format_request(place, place, "CONNECT"))
+        client = Http1(connection)
         answer = client.read_head()
         if answer.status != 200:
-            length = int(answer.value("content-length"))
-            return Answer(answer.status, answer.reason, answer.headers, client.exactly(length))
-    with Http1(proxy.tunnel(API, 443, timeout_s=15.0)) as client:
-        return client.ask(path, API)
+            body = client.exactly(int(answer.value("content-length")))
+            return Answer(answer.status, answer.reason, answer.headers, body)
+        with Http1(proxy.secure(connection, API)) as inside:
+            return inside.ask(path, API)
 
 
 def reason_of(answer: Answer) -> str:

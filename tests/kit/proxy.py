@@ -218,15 +218,19 @@ class Proxy:
                 answer += data
             if b" 200 " not in answer.split(b"\r\n")[0]:
                 raise ConnectionError(answer.decode("latin-1"))
-            context = ssl.create_default_context(cafile=str(self.ca))
-            context.check_hostname = False
-            if protocols:
-                context.set_alpn_protocols(list(protocols))
-            secured = context.wrap_socket(
-                connection, server_hostname=sni if sni is not None else host
-            )
+            secured = self.secure(connection, sni if sni is not None else host, protocols)
             undo.pop_all()
             return secured
+
+    def secure(
+        self, connection: socket.socket, name: str, protocols: Sequence[str] = ()
+    ) -> ssl.SSLSocket:
+        """TLS on an open tunnel."""
+        context = ssl.create_default_context(cafile=str(self.ca))
+        context.check_hostname = False
+        if protocols:
+            context.set_alpn_protocols(list(protocols))
+        return context.wrap_socket(connection, server_hostname=name)
 
 
 def wait_until(check: Callable[[], object], timeout_s: float = 10.0) -> bool:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.address import AddressRanges, classify, compile_ranges, is_public
+from policies.address import AddressRanges, classify, classify_range, compile_ranges, is_public
 from policies.rule import DestIp
 
 CLASSES = {
@@ -102,6 +102,48 @@ def test_every_address_has_a_class_and_public_means_nothing_else(address: object
     classes = classify(address)  # type: ignore[arg-type]
     assert classes
     assert is_public(address) is (classes == {"public"})  # type: ignore[arg-type]
+
+
+METADATA = """
+169.254.169.254 169.254.169.253 169.254.169.250 169.254.169.123 169.254.170.2 169.254.170.23
+169.254.0.23 169.254.10.10 169.254.42.42 100.100.100.200 168.63.129.16 192.0.0.192
+fd00:ec2::254 fd00:ec2::253 fd00:ec2::123 fd00:ec2::23 fd20:ce::254 fd00:42::42
+fd00:c1::a9fe:a9fe fe80::a9fe:a9fe
+"""
+
+
+@pytest.mark.parametrize("text", METADATA.strip().split())
+def test_every_metadata_service_is_known_and_its_neighbours_are_none(text: str) -> None:
+    address = ip_address(text)
+    assert classify(address) == {"metadata"}
+    assert not is_public(address)
+    for neighbour in (address - 1, address + 1):
+        if str(neighbour) not in METADATA:
+            assert "metadata" not in classify(neighbour)
+
+
+RANGES = {
+    "0.0.0.0/0": "public reserved private cgnat loopback link_local multicast",
+    "10.0.0.0/8": "private",
+    "10.0.0.0/7": "private public",
+    "8.0.0.0/7": "public",
+    "11.0.0.0/8": "public",
+    "126.0.0.0/7": "public loopback",
+    "128.0.0.0/8": "public",
+    "169.254.0.0/16": "link_local",
+    "169.254.169.254/32": "metadata",
+    "8.8.8.8/32": "public",
+    "fc00::/6": "private reserved link_local multicast",
+    "fc00::/7": "private",
+    "2001:db8::/32": "reserved",
+    "2000::/3": "public reserved",
+    "64:ff9b::a00:1/128": "reserved private",
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), RANGES.items(), ids=RANGES)
+def test_a_range_has_the_classes_of_all_it_holds(text: str, expected: str) -> None:
+    assert classify_range(ip_network(text)) == frozenset(expected.split())
 
 
 def covers(text: str, *, classes: str = "", networks: str = "") -> bool:

@@ -66,6 +66,15 @@ def test_ports_are_filed_apart() -> None:
     assert index.find("a.com", 1, "/", "coder", ()) == ["any"]
 
 
+def test_many_ports_are_filed_as_any_and_judged_later() -> None:
+    few, many = frozenset(range(1, 17)), frozenset(range(1, 18))
+    index = filed(("few", Match(ports=few), None), ("many", Match(ports=many), None))
+    assert sorted(index.find("a.com", 16, "/", "coder", ())) == ["few", "many"]
+    assert index.find("a.com", 99, "/", "coder", ()) == ["many"], "its ports are asked by the rule"
+    assert len(index.tables_for(Match(ports=few))) == 16
+    assert len(index.tables_for(Match(ports=many))) == 1
+
+
 def test_an_audience_is_found_by_agent_and_group_and_once() -> None:
     index = filed(
         ("all", match(), None),

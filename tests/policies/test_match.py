@@ -64,6 +64,23 @@ PATHS = {
     "uuid": ("/{u:uuid}", "/123e4567-e89b-12d3-a456-426614174000", True),
     "uuid in upper case": ("/{u:uuid}", "/123E4567-E89B-12D3-A456-426614174000", True),
     "uuid of a wrong letter": ("/{u:uuid}", "/g23e4567-e89b-12d3-a456-426614174000", False),
+    "uuid that is too long": ("/{u:uuid}", "/123e4567-e89b-12d3-a456-4266141740000", False),
+    "uuid with a fifth hyphen": ("/{u:uuid}", "/123e4567-e89b-12d3-a456-42661417-000", False),
+    "uuid with its second hyphen moved": (
+        "/{u:uuid}",
+        "/123e4567-e89b1-2d3-a456-426614174000",
+        False,
+    ),
+    "uuid with its third hyphen moved": (
+        "/{u:uuid}",
+        "/123e4567-e89b-12d3a-456-426614174000",
+        False,
+    ),
+    "uuid with its last hyphen moved": (
+        "/{u:uuid}",
+        "/123e4567-e89b-12d3-a4564-26614174000",
+        False,
+    ),
     "uuid of a wrong shape": ("/{u:uuid}", "/123e4567e89b-12d3-a456-426614174000-", False),
 }
 
@@ -79,6 +96,16 @@ GLOBS = {
     "middle in order": ("*a*b*", "ba", False),
     "middle does not eat the end": ("*ab*b", "ab", False),
     "nothing": ("a*", "", False),
+    "a star alone takes no nothing": ("*", "", False),
+    "the beginning counts": ("a*b", "xb", False),
+    "the end counts": ("a*b", "ax", False),
+    "just both ends": ("ab*cd", "abcd", True),
+    "a middle twice": ("a*b*b*c", "abc", False),
+    "a middle twice, found twice": ("a*b*b*c", "abbc", True),
+    "two middles side by side": ("*ab*ba*", "abba", True),
+    "two middles may not share": ("*ab*ba*", "aba", False),
+    "a middle at the very end": ("*b*b", "bb", True),
+    "stars beside each other": ("a**b", "ab", True),
 }
 
 
@@ -116,6 +143,11 @@ QUERY = {
     "array twin": (Predicate("exact", ("1",)), ["a=1", "a[]=2"], "unknown"),
     "case twin": (Predicate("exact", ("1",)), ["a=1", "A=2"], "unknown"),
     "twin of an absent one": (Predicate("absent"), ["A=2"], "unknown"),
+    "array twin by index": (Predicate("exact", ("1",)), ["a=1", "a[0]=2"], "unknown"),
+    "array twin in another case": (Predicate("exact", ("1",)), ["a=1", "A[]=2"], "unknown"),
+    "twin alone": (Predicate("exact", ("1",)), ["a[]=1"], "unknown"),
+    "prefix, wrong": (Predicate("prefix", ("WEB-",)), ["a=1WEB-"], "false"),
+    "suffix, wrong": (Predicate("suffix", (".pdf",)), ["a=.pdfx"], "false"),
     "other keys": (Predicate("exact", ("1",)), ["a=1", "ab=2"], "true"),
 }
 
@@ -141,6 +173,10 @@ def test_query_only_does_not_hold_for_unlisted_keys() -> None:
 HEADERS = {
     "exact": (Predicate("exact", ("1",)), ["x=1"], "true"),
     "missing": (Predicate("exact", ("1",)), [], "false"),
+    "exact, wrong": (Predicate("exact", ("1",)), ["x=2"], "false"),
+    "of another name": (Predicate("exact", ("1",)), ["y=1"], "false"),
+    "present": (Predicate("present"), ["x="], "true"),
+    "not present": (Predicate("present"), ["y=1"], "false"),
     "repeated": (Predicate("exact", ("1",)), ["x=1", "x=1"], "unknown"),
     "repeated is present": (Predicate("present"), ["x=1", "x=1"], "true"),
     "absent": (Predicate("absent"), ["y=1"], "true"),
@@ -181,6 +217,36 @@ def test_unless_is_the_negation_and_keeps_unknown() -> None:
     for query, expected in ((["a=1"], "false"), ([], "true"), (["a=1", "a=2"], "unknown")):
         request = get(query="&".join(query), query_pairs=pairs(*query))
         assert judge(Facts(request, PUBLIC, NOW)) == expected
+
+
+def test_checks_have_the_names_that_records_use() -> None:
+    every = match(
+        "a.com",
+        "/x",
+        "GET",
+        schemes=frozenset({"https"}),
+        ports=frozenset({443}),
+        path_res=("/x",),
+        query=(("q", Predicate("present")),),
+        query_only=True,
+        headers=(("h", Predicate("present")),),
+        websocket=True,
+        body=True,
+        dest_ip=DestIp(frozenset({"private"})),
+    )
+    fields = (
+        "scheme port methods host path path_re query.q query_only headers.h websocket body dest_ip"
+    )
+    expected = [name if "." in name else f"match.{name}" for name in fields.split()]
+    assert [check.field for check in compile_checks(every)] == expected
+    assert compile_checks(Match()) == ()
+    assert compile_unless(Match()).field == "unless"
+
+
+def test_query_only_is_unknown_beside_a_semicolon() -> None:
+    rule = Match(query_only=True)
+    assert outcome(rule) == "true"
+    assert outcome(rule, query=";", query_pairs=()) == "unknown"
 
 
 DEST = {

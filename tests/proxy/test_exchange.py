@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from policies.canonical import RawHead
+from policies.canonical import RawHead, format_head
 from policies.model import ContractBroken, Verdict
 from policies.policy_set import PolicySet
 from proxy.exchange import Exchange, State, digest_head, ticket_digest
@@ -492,6 +492,26 @@ def test_stage_1_knows_the_scheme_of_a_request_and_not_that_of_a_tunnel() -> Non
     assert reason(play(head(), policy=PLAIN)[1]) == "host-not-allowed"
     _, effects = play(connect_head(), stage=Stage.CONNECT, policy=PLAIN)
     assert decided(effects).decision.verdict is Verdict.ALLOW
+
+
+def test_a_tunnel_is_over_for_the_exchange_once_it_is_open() -> None:
+    exchange, (forward,) = play(connect_head(), RecordStored(SAME, NOW), stage=Stage.CONNECT)
+    assert isinstance(forward, Forward)
+    assert (forward.request, forward.ticket) == (None, None)
+    assert exchange.state is State.DONE
+
+
+def test_a_ticket_digest_is_that_of_the_head_that_is_sent() -> None:
+    request = read(Message())
+    assert ticket_digest(request) == digest_head("https", "api.test", 443, format_head(request))
+
+
+@pytest.mark.parametrize("lost", ["request", "principal"])
+def test_nothing_is_judged_once_its_subject_is_lost(lost: str) -> None:
+    exchange, _ = play(head())
+    setattr(exchange, lost, None)
+    with pytest.raises(ContractBroken, match="no request to judge"):
+        exchange.handle(Resolved(PUBLIC, NOW))
 
 
 def test_a_request_without_one_is_a_broken_contract() -> None:

@@ -4,7 +4,9 @@ A15 (check-then-act budgets) comes with budgets. The whole matrix of faults behi
 test_fail_closed.py; here each vector stands once under its own number.
 """
 
+import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -602,11 +604,20 @@ def test_a23_mitmproxys_own_flags_and_commands_do_not_exist(tmp_path: Path) -> N
         assert "no such option" in done.stderr.lower()
 
 
+def find_port() -> int:
+    """A free port that no system gives out by itself: whoever knocks there long enough would
+    otherwise be connected to himself."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(1024, lowest)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
 def start(folder: Path, *wishes: str, policy: str = "", faults: str = "") -> tuple[int, str]:
     """Start a server that must not come up; knock at its port all the while."""
     folder.mkdir(exist_ok=True)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = find_port()
     (folder / "policies.yaml").write_text(
         policy
         or "version: 1\nagents: { a: { identity: { source: [127.0.0.1/32] } } }\nrules: []\n",

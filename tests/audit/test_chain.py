@@ -132,9 +132,10 @@ def test_a_break_says_where_it_is_and_what_is_wrong_there() -> None:
         ({"prev": "f" * 64}, "the record does not name the hash of the record before it"),
     ):
         assert broken_at_four(seal(**{**good, **change})) == Break(4, place, problem)  # type: ignore[arg-type]
-    assert broken_at_four(seal(**good, v=2)) == Break(  # type: ignore[arg-type]
-        4, place, "record version 2 is not known", "unknown-version"
-    )
+    for version in (0, 2, 10):
+        unknown = f"record version {version} is not known"
+        line = seal(**good, v=version)  # type: ignore[arg-type]
+        assert broken_at_four(line) == Break(4, place, unknown, "unknown-version")
     whole = seal(**good)  # type: ignore[arg-type]
     assert broken_at_four(whole.replace(b"heart", b"HEART")) == Break(
         4, place, "the record does not match its own hash"

@@ -6,6 +6,7 @@ pages that name its version, hold a denial back until the whole body was read, a
 (house.md 2.4). Everything they would do with a head is replaced here; bodies keep h11's readers.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -41,6 +42,7 @@ from proxy.vocabulary import (
 
 _HEAD_END = b"\r\n\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_MAY_BEGIN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z\r\n-]|\Z").match  # a method, or an empty line
 _SEEN_BYTES = 512  # of a malformed message that its record shows
 
 
@@ -171,6 +173,8 @@ class StrictHttp1Server(_http1.Http1Server):
         if end < 0:
             if len(seen) > limit:
                 return HeadError("head-too-large")
+            if not _MAY_BEGIN(seen, skip):  # a second TLS inside the first, a binary protocol (D10)
+                return HeadError("no request line")
             bare = seen.find(b"\n", skip)
             if bare >= 0 and (bare == skip or seen[bare - 1] != 0x0D):
                 return HeadError("bare line feed")

@@ -93,6 +93,7 @@ def test_a_log_is_counted_as_it_is_read() -> None:
     assert len(laws.decisions) == 1, "of the run that is not"
     assert laws.heartbeat_gaps == 0
     assert judged(*run())[0].running is False
+    assert Laws().run_seq == 0
 
 
 DIGEST = "c" * 64
@@ -144,12 +145,18 @@ def test_the_time_and_the_date_are_told_apart() -> None:
     broken = walk(lines, genesis(), Laws()).broken
     assert broken is not None
     assert broken.problem == f"the time goes back from {at(5)} to {at(4)}"
-    for day in ("2026-02-30", "2026-02-29", "2025-04-31"):
-        lines = at_times((at(0), opened()), (f"{day}T00:00:00.000000Z", HEARTBEAT))
+    assert broken.cause == "tampered"
+    for first, then in (
+        ("2026-02-27", "2026-02-30"),
+        ("2026-02-28", "2026-02-29"),
+        ("2026-04-30", "2026-04-31"),
+        ("2027-02-28", "2027-02-29"),
+    ):
+        moments = f"{first}T23:00:00.000000Z", f"{then}T00:00:00.000000Z"
+        lines = at_times((moments[0], opened(heartbeat_ms=10**8)), (moments[1], HEARTBEAT))
         broken = walk(lines, genesis(), Laws()).broken
         assert broken is not None
-        expected = "is not a date" if day > "2026" else "the time goes back"
-        assert expected in broken.problem
+        assert (broken.problem, broken.cause) == (f"`{then}` is not a date", "tampered")
     fine = at_times((at(0), opened()), (at(0), loaded()), ("2028-02-29T00:00:00.000000Z", CLOSED))
     assert walk(fine, genesis(), Laws()).broken is None
 
@@ -159,7 +166,7 @@ def test_text_is_utf_8_and_only_that() -> None:
     assert judged(*run(good))[1] is None
     broken = judged(*run(spell(good).replace("\u00e9".encode(), b"\xff")))[1]
     assert broken is not None
-    assert broken.problem == "the record is not UTF-8"
+    assert (broken.problem, broken.cause) == ("the record is not UTF-8", "tampered")
 
 
 GAPS: dict[str, tuple[list[tuple[int, Event]], int]] = {

@@ -30,6 +30,7 @@ from proxy.vocabulary import (
     ResponseReceived,
     Stage,
     StoreRecord,
+    Target,
 )
 from tests.kit.enforcement import NOW, POLICY, Message, compiled
 from tests.kit.exchanges import POLICIES, PUBLIC, connect_head, head, read
@@ -238,6 +239,8 @@ def test_observe_mode_lets_an_unknown_host_through_and_says_so() -> None:
 def test_observing_needs_key_and_flag(policy: PolicySet, observe: bool) -> None:
     _, effects = play(connect_head("x.test"), stage=Stage.CONNECT, policy=policy, observe=observe)
     assert reason(effects) == "host-not-allowed"
+    silent, _ = play(connect_head("x.test"), stage=Stage.CONNECT, policy=OBSERVING)
+    assert silent.state is State.RECORDING_DENY, "nobody said that it observes"
 
 
 def test_a_tunnel_opened_by_observing_is_not_opened_once_that_ended() -> None:
@@ -353,7 +356,8 @@ def test_the_record_of_a_denial_holds_what_was_known_by_then() -> None:
 
 
 def test_a_failure_is_recorded_with_the_first_detail_that_says_something() -> None:
-    assert decided(play(Failed("internal-error"))[1]).detail == ""
+    at_once = decided(play(Failed("internal-error"))[1])
+    assert (at_once.target, at_once.detail) == (Target(""), "")
     spoken = Failed("internal-error", "the disk is on fire")
     assert decided(play(head(), spoken)[1]).detail == "the disk is on fire"
     told = replace(head(), detail="odd")

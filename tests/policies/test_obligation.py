@@ -61,6 +61,31 @@ def test_specificity_is_host_then_port_then_path_then_methods_then_who() -> None
     assert rank(loose, request, agent) == Specificity(0, False, 0, False, 0)
 
 
+HOST_RANKS = {"x.a.com": 3, "*.a.com": 2, "**.a.com": 1, "": 0}
+
+
+@pytest.mark.parametrize(("hosts", "expected"), HOST_RANKS.items(), ids=HOST_RANKS)
+def test_a_host_is_named_more_or_less_narrowly(hosts: str, expected: int) -> None:
+    assert rank(allow("r", hosts), get(host="x.a.com"), AGENTS[0]).host == expected
+    literal = rank(allow("r", "8.8.8.8"), get(host="8.8.8.8"), AGENTS[0])
+    assert literal.host == HOST_RANKS["x.a.com"]
+
+
+def test_only_the_entry_that_matches_says_how_narrow_a_rule_is() -> None:
+    rule = allow("r", "other.com **.a.com", "/x/1/y /x/{n:int} /**")
+    found = rank(rule, get("/x/1", host="x.a.com"), AGENTS[0])
+    assert (found.host, found.literal_segments) == (1, 1)
+    stripped = rank(allow("r", paths="/x/1"), get("/x;v=1/1", path_params=True), AGENTS[0])
+    assert stripped.literal_segments == 2, "as it would be sent"
+
+
+def test_hidden_segments_are_united_in_order() -> None:
+    rules = allow("a", with_=With(redact_path=(40, 9))), allow("b", with_=With(redact_path=(1, 9)))
+    joined = join(*rules)
+    assert isinstance(joined, Obligations)
+    assert joined.redact_path == (1, 9, 40)
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_the_more_specific_rule_gives_the_one_value(flip: bool) -> None:
     wide = allow("wide", paths="/**", methods="GET", with_=With(capture="request"))

@@ -75,6 +75,10 @@ def test_only_the_entry_that_matches_says_how_narrow_a_rule_is() -> None:
     rule = allow("r", "other.com **.a.com", "/x/1/y /x/{n:int} /**")
     found = rank(rule, get("/x/1", host="x.a.com"), AGENTS[0])
     assert (found.host, found.literal_segments) == (1, 1)
+    both = rank(
+        allow("r", "**.a.com x.a.com *.a.com", "/** /x/1 /x/*"), get("/x/1", "x.a.com"), AGENTS[0]
+    )
+    assert (both.host, both.literal_segments) == (3, 2), "the narrowest of several"
     stripped = rank(allow("r", paths="/x/1"), get("/x;v=1/1", path_params=True), AGENTS[0])
     assert stripped.literal_segments == 2, "as it would be sent"
 
@@ -104,3 +108,4 @@ def test_equal_rules_that_disagree_are_a_conflict(field: str) -> None:
     values = {"capture": ("request", "metadata"), "path_params": ("strip", "keep")}[field]
     rules = [allow(f"r{n}", with_=With(**{field: value})) for n, value in enumerate(values)]  # type: ignore[arg-type]
     assert join(*rules) == Conflict(field, ("r0", "r1"))  # type: ignore[arg-type]
+    assert join(*rules[::-1]) == Conflict(field, ("r0", "r1"))  # type: ignore[arg-type]

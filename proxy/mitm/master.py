@@ -7,6 +7,8 @@ round (threats.md A5, A7, A22, A23). What is left is a listening socket and a se
 
 import asyncio
 import contextlib
+import os
+import resource
 import socket
 from collections.abc import Callable
 from datetime import datetime
@@ -26,6 +28,8 @@ log = structlog.get_logger()
 
 _COMPARE_S = 60.0
 _BACKLOG = 1024
+_ACCEPTS = 16  # in one go: asyncio writes a traceback for each that finds no descriptor (B9)
+_DESCRIPTORS_SPARE = 128  # for the log, DNS, the admin port
 
 
 class Master:
@@ -48,6 +52,7 @@ class Master:
         self._http2 = http2
         self._now = now
         self._minted = MintBound()
+        self._connections_max = min(enforcer.settings.connections_max, count_affordable())
         self._handlers: dict[asyncio.Task[None], Handler] = {}
         self._server: asyncio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -63,11 +68,14 @@ class Master:
         compare_options(self._options, http2=self._http2)
         if isinstance(endpoints, socket.socket):
             self._server = await asyncio.start_server(
-                self._accept, sock=endpoints, backlog=_BACKLOG
+                self._accept, sock=endpoints, backlog=_ACCEPTS
             )
         else:
             host, port = endpoints
-            self._server = await asyncio.start_server(self._accept, host, port, backlog=_BACKLOG)
+            self._server = await asyncio.start_server(self._accept, host, port, backlog=_ACCEPTS)
+        listening = socket.socket(fileno=os.dup(self._server.sockets[0].fileno()))
+        with listening:
+            listening.listen(_BACKLOG)
         self._watch = asyncio.get_running_loop().create_task(self._compare_for_ever())
         bound = self._server.sockets[0].getsockname()
         return bound[0], bound[1]
@@ -82,7 +90,7 @@ class Master:
         if task is None:
             raise RuntimeError("not in a task")
         try:
-            if len(self._handlers) >= self.enforcer.settings.connections_max or self.sealed:
+            if len(self._handlers) >= self._connections_max or self.sealed:
                 self._turn_away(writer)
                 return
             handler = Handler(
@@ -140,3 +148,11 @@ class Master:
         self.cut(lambda _handler: True, "draining")
         while self._handlers and loop.time() < until + 2.0:  # noqa: ASYNC110  they end themselves
             await asyncio.sleep(0.02)
+
+
+def count_affordable() -> int:
+    """Connections there are descriptors for: two each, beside what the rest of us needs (B9)."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return _BACKLOG * _BACKLOG
+    return max(1, (limit - min(_DESCRIPTORS_SPARE, limit // 4)) // 2)

@@ -122,6 +122,7 @@ ABSOLUTE = {
     "port": (b"http://a.com:8080/x?y", b"a.com:8080", ("a.com", 8080, "/x", "y")),
     "no path": (b"http://a.com", b"a.com", ("a.com", 80, "/", None)),
     "no path but a query": (b"HTTP://a.com?y", b"a.com", ("a.com", 80, "/", "y")),
+    "a query that ends in a slash": (b"http://a.com?y/", b"a.com", ("a.com", 80, "/", "y/")),
     "numeric host": (b"http://127.1/", b"127.0.0.1", ("127.0.0.1", 80, "/", None)),
     "host differs": (b"http://a.com/", b"b.com", None),
     "user": (b"http://u@a.com/", b"a.com", None),
@@ -139,6 +140,10 @@ def test_the_plain_port_takes_absolute_form_that_equals_host(
     request = canonicalise_request(RawHead(b"GET", target, ((b"Host", host),)), scheme="http")
     if expected is None:
         assert isinstance(request, Refusal)
+        another = host == b"b.com" or target.startswith(b"https")
+        fragment = b"#" in target
+        expected_reason = "host-mismatch" if another else "host-not-canonical"
+        assert request.reason == ("path-not-canonical" if fragment else expected_reason)
     else:
         assert isinstance(request, Request)
         assert (request.host, request.port, request.path, request.query) == expected

@@ -101,6 +101,16 @@ def test_a_field_with_one_meaning_stands_once(name: str) -> None:
     assert detail(twice, twice) == f"duplicate {name}"
 
 
+def test_a_refusal_quotes_at_most_64_characters_of_a_name() -> None:
+    long = b"mcp-" + b"x" * 100
+    shown = long.decode()[:64]
+    assert detail((long, b"1"), (long, b"1")) == f"duplicate {shown}"
+    assert detail((long, b"\x01")) == f"control character in the value of {shown}"
+    assert detail((b"connection", long)) == f"connection nominates {shown}"
+    odd = b"mcp_" + b"x" * 100
+    assert detail((odd, b"1")) == f"{odd.decode()[:64]} looks like another field"
+
+
 def test_a_field_that_is_a_list_may_stand_twice() -> None:
     request = judge(head((b"Accept", b"a"), (b"accept", b"b"), (b"X-Mcp", b"1"), (b"x-mcp", b"2")))
     assert isinstance(request, Request)

@@ -163,9 +163,7 @@ def _check_names(head: RawHead, fields: Fields, destination: _Destination) -> Re
     if head.version == "2" and head.authority is not None:
         names.append(head.authority)
     elif head.authority is not None or fields.host is None:
-        return Refusal("header-refused", "no host field")
-    if not names:
-        return Refusal("header-refused", "no :authority and no host field")
+        return Refusal("header-refused", "no host field, or :authority outside HTTP/2")
     for name in names:
         named = canonicalise_authority(name, default_port_of(destination.scheme))
         if isinstance(named, Refusal):

@@ -65,6 +65,30 @@ def test_a_reload_to_another_rate_keeps_what_was_used() -> None:
     assert admit(state, tighter, 1000)[0] is not None
 
 
+def test_a_reload_counts_in_the_parts_of_the_new_rate() -> None:
+    state, _ = admit(None, Rate("thirds", "agent", 1, 1000, 1), 0)
+    assert admit(state, THIRDS, 0) == (None, 334)
+    assert admit(state, THIRDS, 334)[0] is not None
+
+
+def test_the_shortest_wait_is_a_millisecond() -> None:
+    assert admit(None, Rate("x", "agent", 0, 0, 5), 0) == (None, 1)
+
+
+def test_a_key_makes_room_the_moment_it_is_at_rest() -> None:
+    limiter = RateLimiter(keys_max=1)
+    assert limiter.admit([RateUse("thirds", "a")], RATES, 0) is None
+    assert limiter.admit([RateUse("thirds", "b")], RATES, 333) == 1000
+    assert limiter.admit([RateUse("thirds", "b")], RATES, 334) is None
+
+
+def test_the_last_place_is_a_place() -> None:
+    limiter = RateLimiter(keys_max=2)
+    for key, now_ms in (("a", 0), ("b", 900), ("c", 1000)):
+        assert limiter.admit([RateUse("one", key)], RATES, now_ms) is None
+    assert len(limiter) == 2
+
+
 @given(
     st.integers(1, 7),
     st.integers(1, 2000),

@@ -34,6 +34,23 @@ CASES = {
     "until is outside": (YEAR, "2027-01-01T00:00+00:00", "false"),
     "before from": (YEAR, "2025-12-31T23:59+00:00", "false"),
     "days alone": (Window(BERLIN, frozenset({6})), "2026-10-25T02:30+02:00", "true"),
+    "another day alone": (Window(BERLIN, frozenset({6})), "2026-10-24T12:00+02:00", "false"),
+    "over midnight, closes on the minute": (NIGHT, "2026-11-21T08:00+01:00", "false"),
+    "the first moment of an end that never was": (
+        ENDS_IN_THE_GAP,
+        "2026-03-29T01:30+01:00",
+        "unknown",
+    ),
+    "over midnight, before an end that never was": (
+        Window(BERLIN, None, (1320, 150)),
+        "2026-03-29T01:45+01:00",
+        "unknown",
+    ),
+    "until a midnight that never was": (
+        Window(ZoneInfo("Asia/Beirut"), None, (1200, 1440)),
+        "2026-03-28T23:30+02:00",
+        "unknown",
+    ),
     "until midnight": (Window(BERLIN, None, (1380, 1440)), "2026-11-20T23:59+01:00", "true"),
     "the repeated hour, first time": (REPEATED_HOUR, "2026-10-25T02:30+02:00", "unknown"),
     "the repeated hour, second time": (REPEATED_HOUR, "2026-10-25T02:30+01:00", "unknown"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from audit.fields import FORMS, KINDS, Array, Object, event_shape, pattern
+from audit.fields import COUNT, FORMS, KINDS, Array, Object, event_shape, pattern
 from tests.kit.chains import at, decision, outcome, spell
 
 DOCS = Path(__file__).parents[2] / "docs" / "records.md"
@@ -45,6 +45,19 @@ def test_a_trailing_comma_is_no_form() -> None:
     assert shape.fullmatch(b"[{},{}]")
     for wrong in (b"[{},]", b"[,{}]", b"[{}{}]", b"[{},,{}]", b"[,]"):
         assert not shape.fullmatch(wrong)
+
+
+MOST = 2**53 - 1
+EDGES = {edge + step for edge in (0, 10, 10**15, MOST, 10**16, 10**17) for step in range(-12, 13)}
+PLACES = {MOST + sign * 10**place for place in range(17) for sign in (-1, 1)}
+
+
+def test_an_integer_is_judged_by_its_digits_alone() -> None:
+    form = re.compile(COUNT.pattern)
+    for value in EDGES | PLACES:
+        assert bool(form.fullmatch(b"%d" % value)) is (0 <= value <= MOST), value
+    for spelled in (b"", b"00", b"01", b"-0", b"+1", b"1.0", b"1e3", b" 1", b"0x1"):
+        assert not form.fullmatch(spelled)
 
 
 def test_matching_is_linear_in_hostile_lines() -> None:

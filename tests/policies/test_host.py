@@ -70,6 +70,13 @@ HOSTS = {
     "label of 63": ("a" * 63 + ".com", "a" * 63 + ".com"),
     "label of 64": ("a" * 64 + ".com", None),
     "name of 253": (".".join(["a" * 49] * 5) + ".abc", ".".join(["a" * 49] * 5) + ".abc"),
+    "name of 253 in upper case": (
+        ".".join(["A" * 49] * 5) + ".abc",
+        ".".join(["a" * 49] * 5) + ".abc",
+    ),
+    "name of 254 in upper case": (".".join(["A" * 49] * 5) + ".abcd", None),
+    "IPv6 with half its brackets": ("f::1]", None),
+    "IPv6 with the other half": ("[::1f", None),
     "name of 254": (".".join(["a" * 49] * 5) + ".abcd", None),
     "very long": ("a." * 5000, None),
     "lone surrogate": ("\udc80.com", None),

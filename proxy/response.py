@@ -14,6 +14,7 @@ Framing = Literal["none", "length", "chunked", "close"]
 _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"alt-svc"}
 )
+_FRAMING = frozenset({b"content-length", b"content-encoding", b"content-type", b"set-cookie"})
 _BODILESS = frozenset({204, 304})
 
 
@@ -57,6 +58,18 @@ def prepare_answer(
     elif client == "1.0" and not has_length and not bodiless:
         kept = (*kept, (b"connection", b"close"))
     return Answer(status, kept, bodiless)
+
+
+def prepare_trailers(fields: Fields) -> Fields:
+    """The fields behind a body as the agent may see them: what could not stand in a head, and what
+    would frame or route, is left out (RFC 9110 section 6.5.1)."""
+    return tuple(
+        field
+        for field in _strip(fields)
+        if _is_sound((field,))
+        and not field[0].startswith(b":")
+        and field[0].lower() not in _FRAMING
+    )
 
 
 def _is_sound(headers: Fields) -> bool:

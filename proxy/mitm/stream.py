@@ -42,14 +42,8 @@ from proxy.mitm.layers import Dial, GatedHttpLayer
 from proxy.mitm.pressure import Hasten
 from proxy.mitm.session import session_of
 from proxy.mitm.websocket import WebSocketRelay
-from proxy.mitm.wire1 import (
-    Continue,
-    ReceivedHead,
-    Refusal,
-    TicketedHead,
-    wire_request,
-)
-from proxy.response import count_head_bytes, prepare_answer
+from proxy.mitm.wire1 import Continue, ReceivedHead, Refusal, TicketedHead, wire_request
+from proxy.response import count_head_bytes, prepare_answer, prepare_trailers
 from proxy.vocabulary import (
     Event,
     Failed,
@@ -273,7 +267,14 @@ class Stream(layer.Layer):
         yield SendHttp(ResponseData(self.stream_id, event.data), self.context.client)
 
     def _on_response_trailers(self, event: ResponseTrailers) -> layer.CommandGenerator[None]:
-        yield SendHttp(ResponseTrailers(self.stream_id, event.trailers), self.context.client)
+        fields = prepare_trailers(event.trailers.fields)
+        cut = self._advance(ResponseReceived(count_head_bytes(fields, 0)))
+        if cut:
+            yield from self._fail(cut)
+            return
+        if fields:
+            trailers = ResponseTrailers(self.stream_id, http.Headers(fields))
+            yield SendHttp(trailers, self.context.client)
 
     def _on_response_end(self, event: ResponseEndOfMessage) -> layer.CommandGenerator[None]:
         self._response_ended = True

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from proxy.response import Answer, Fields, count_head_bytes, prepare_answer
+from proxy.response import Answer, Fields, count_head_bytes, prepare_answer, prepare_trailers
 
 
 def prepare(status: int = 200, *fields: tuple[bytes, bytes], **changes: Any) -> Answer | str:
@@ -109,6 +109,16 @@ def test_bodiless_answers_are_known() -> None:
 def test_every_other_field_is_untouched_and_in_order() -> None:
     fields = ((b"Set-Cookie", b"a=1"), (b"Set-Cookie", b"b=2"), (b"ETag", b'"x"'), LENGTH)
     assert kept(prepare(200, *fields)) == fields
+
+
+def test_trailers_tell_nothing_that_a_head_could_not() -> None:
+    passed = ((b"grpc-status", b"0"), (b"grpc-message", b"fine"))
+    stopped = (
+        (b"alt-svc", b'h3=":443"'), (b"proxy-authenticate", b"Basic"), (b"connection", b"x-hop"),
+        (b"x-hop", b"1"), (b"x", b"a\r\nb: c"), (b":status", b"200"), (b"content-length", b"9"),
+        (b"transfer-encoding", b"chunked"),
+    )  # fmt: skip
+    assert prepare_trailers((*stopped[:4], *passed, *stopped[4:])) == passed
 
 
 def test_a_head_is_counted_in_its_http_1_form() -> None:

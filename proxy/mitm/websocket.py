@@ -82,6 +82,8 @@ class WebSocketRelay(layer.Layer):
     def _relay_data(
         self, origin: Connection, peer: Connection, frame: wsproto.events.Message[Any]
     ) -> layer.CommandGenerator[None]:
+        if not frame.data and not frame.message_finished:
+            return  # a fragment of nothing: it would tell something that nobody counts
         size = len(frame.data.encode()) if isinstance(frame.data, str) else len(frame.data)
         count = RequestSent(size) if self._is_client(origin) else ResponseReceived(size)
         cut = self._advance(count)

@@ -59,8 +59,11 @@ class GatedHttpLayer(HttpLayer):
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, events.Start):
             http2 = self.context.client.alpn == b"h2"
-            server = StrictHttp2Server if http2 else StrictHttp1Server
-            self.connections[self.context.client] = server(self.context.fork())
+            context = self.context.fork()
+            server = StrictHttp2Server(context) if http2 else StrictHttp1Server(context)
+            if isinstance(server, StrictHttp2Server) and self.tunnel is not None:
+                server.is_explained = bool(self.tunnel.refusal)
+            self.connections[self.context.client] = server
         yield from super()._handle_event(event)
         if (
             isinstance(event, events.ConnectionClosed)

@@ -156,15 +156,15 @@ class StrictHttp1Server(_http1.Http1Server):
             return
         frame = framing(head)
         if isinstance(frame, HeadError):
-            yield from self._reject(frame.why, head)
+            yield from self._reject(frame.why)
             return
         if head.method == b"CONNECT" and frame.kind != "none":
-            yield from self._reject("a body in CONNECT", head)
+            yield from self._reject("a body in CONNECT")
             return
         yield from self._receive(head, frame.kind, frame.length, event)
 
     def _take_head(self) -> RequestHead | HeadError | None:
-        seen = bytes(self.buf)
+        seen, self._seen = bytes(self.buf), b""
         skip = 0
         while seen.startswith(b"\r\n", skip) and skip < 4:
             skip += 2  # RFC 9112 section 2.2: at least one empty line before a request is ignored
@@ -262,8 +262,8 @@ class StrictHttp1Server(_http1.Http1Server):
             RequestProtocolError(self.stream_id, reason, ErrorCode.GENERIC_CLIENT_ERROR)
         )
 
-    def _reject(self, why: str, head: RequestHead | None = None) -> CommandGenerator[None]:
-        seen = self._seen if head is not None else bytes(self.buf)
+    def _reject(self, why: str) -> CommandGenerator[None]:
+        seen = self._seen or bytes(self.buf)
         self._session.record_malformed(why, seen[:_SEEN_BYTES])
         self._session.unjudged = self._session.awaiting_answer = False
         yield commands.SendData(self.conn, BAD_REQUEST)
@@ -317,9 +317,10 @@ class StrictHttp1Client(_http1.Http1Client):
         while True:
             seen = bytes(self.buf)
             end = seen.find(_HEAD_END)
+            if max(end, len(seen) if end < 0 else 0) > 2 * self._session.settings.header_bytes_max:
+                yield from self._break("the response head is too large")
+                return
             if end < 0:
-                if len(seen) > 2 * self._session.settings.header_bytes_max:
-                    yield from self._break("the response head is too large")
                 return
             raw = bytes(self.buf.maybe_extract_at_most(end + 4) or b"")
             head = read_response_head(raw, method=self.request.data.method)

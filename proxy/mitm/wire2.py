@@ -35,6 +35,8 @@ _INTERNAL_ERROR = 0x2
 class StrictHttp2Server(_http2.Http2Server):
     """The agent's side."""
 
+    is_explained = False  # a denied tunnel, open for one answer (SPEC section 3)
+
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._session = session_of(context)
@@ -85,7 +87,12 @@ class StrictHttp2Server(_http2.Http2Server):
 
     def _receive(self, event: h2.events.RequestReceived) -> CommandGenerator[bool]:
         self._session.unjudged = True
-        head = split_head(event.headers or [])
+        settings = self._session.settings
+        head = split_head(
+            event.headers or [],
+            bytes_max=settings.header_bytes_max,
+            count_max=settings.header_count_max,
+        )
         if isinstance(head, str):
             yield from self.protocol_error(head)
             return True
@@ -136,7 +143,11 @@ class StrictHttp2Server(_http2.Http2Server):
         if not self.is_closed(event.stream_id):
             self._refused[event.stream_id] = 0
         self.streams.pop(event.stream_id, None)
+        if self.is_explained:
+            self.h2_conn.close_connection(_NO_ERROR)
         yield commands.SendData(self.conn, self.h2_conn.data_to_send())
+        if self.is_explained:
+            yield from self.close_connection("explained")
 
     def _discard(self, event: h2.events.DataReceived) -> None:
         stream_id = event.stream_id or 0
@@ -247,7 +258,7 @@ def bound_header_table(connection: BufferedH2Connection) -> None:
 
 
 def split_head(
-    headers: list[tuple[bytes, bytes]],
+    headers: list[tuple[bytes, bytes]], *, bytes_max: int = 2**16, count_max: int = 2**16
 ) -> tuple[dict[bytes, bytes], list[tuple[bytes, bytes]]] | str:
     """Pseudo-header fields (each exactly once, RFC 9113 section 8.3.1) and the rest; or what is
     wrong.
@@ -266,6 +277,11 @@ def split_head(
             fields.append((bytes(name), bytes(value)))
     if set(pseudo) != set(_PSEUDO):
         return "pseudo-header fields"
+    crumbs = sum(name == b"cookie" for name, _ in fields)  # one field, split (RFC 9113 8.2.3)
+    if len(fields) - crumbs + bool(crumbs) > count_max:
+        return "head-too-large"
+    if sum(len(name) + len(value) + 4 for name, value in headers) > bytes_max:
+        return "head-too-large"
     return pseudo, fields
 
 

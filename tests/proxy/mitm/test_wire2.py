@@ -204,6 +204,25 @@ def test_a_client_that_opens_no_window_makes_us_hold_only_so_much(
     assert outcome["bytes_in"] < 3_000_000
 
 
+PSEUDO = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"a"), (b":path", b"/")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "passes"),
+    [
+        ([(b"x%d" % number, b"") for number in range(100)], True),
+        ([(b"x%d" % number, b"") for number in range(101)], False),
+        ([(b"cookie", b"a=%d" % number) for number in range(300)], True),
+        ([(b"x", b"y" * 30_000)], True),
+        ([(b"x", b"y" * 32_768)], False),
+    ],
+    ids=["100 fields", "101 fields", "one cookie in crumbs", "30 KB", "32 KB and a name"],
+)
+def test_heads_have_the_limits_of_http_1(fields: list[tuple[bytes, bytes]], passes: bool) -> None:
+    head = split_head([*PSEUDO, *fields], bytes_max=32_768, count_max=100)
+    assert (head != "head-too-large") is passes
+
+
 def test_a_peer_does_not_choose_how_much_we_remember_for_it() -> None:
     """hpack searches its table entry by entry; its size was whatever the peer said."""
     connection = BufferedH2Connection(h2.config.H2Configuration(client_side=False))

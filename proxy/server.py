@@ -173,6 +173,7 @@ class House:
             "policy_problem": self.keeper.problem,
             "mode": "observe" if generation.observe else "enforce",
             "connections": str(self.master.connections_open),
+            "exchanges": str(self.enforcer.open_exchanges),
             "records": str(self.writer.size),
         }
         return Status(checks, details)

@@ -2,6 +2,7 @@
 the real server, often with an origin that helps the agent."""
 
 import contextlib
+import json
 import os
 import socket
 import ssl
@@ -9,6 +10,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import h2.config
@@ -21,7 +23,7 @@ from tests.kit.certificates import Authority
 from tests.kit.http1 import Http1, format_request
 from tests.kit.http2 import Http2
 from tests.kit.origin import Origin
-from tests.kit.proxy import Proxy, read_all, write_policy
+from tests.kit.proxy import Proxy, read_all, wait_until, write_policy
 from tests.kit.rogue import Rogue
 
 API = "api.test.example"
@@ -235,6 +237,7 @@ def test_a_body_is_not_collected_while_its_upstream_is_dialled_over_http2(house:
 
 def test_an_upload_is_not_collected_for_an_upstream_that_opens_no_window(house: House) -> None:
     def answer(connection: ssl.SSLSocket) -> None:
+        connection.settimeout(3)  # then it leaves
         peer = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
         peer.initiate_connection()
         connection.sendall(peer.data_to_send())
@@ -313,3 +316,205 @@ def test_a_client_hello_that_is_none_is_recorded(house: House, hello: bytes) -> 
         connection.sendall(hello)
         assert read_all(connection) == b""
     assert len(house.proxy.wait_for("malformed", since + 1)) == since + 1
+
+
+# --- counting: what nobody meters is a channel
+
+
+def answer_http2(head: list[tuple[str, str]], body: bytes, trailers: list[tuple[str, str]]) -> Any:
+    """An HTTP/2 origin with one answer for everything."""
+
+    def answer(connection: ssl.SSLSocket) -> None:
+        config = h2.config.H2Configuration(client_side=False, validate_outbound_headers=False)
+        peer = h2.connection.H2Connection(config)
+        peer.initiate_connection()
+        connection.sendall(peer.data_to_send())
+        while data := connection.recv(65_536):
+            for event in peer.receive_data(data):
+                if isinstance(event, h2.events.RequestReceived):
+                    peer.send_headers(event.stream_id, head)
+                    peer.send_data(event.stream_id, body)
+                    peer.send_headers(event.stream_id, trailers, end_stream=True)
+            connection.sendall(peer.data_to_send())
+
+    return answer
+
+
+def test_trailers_are_counted_and_their_fields_are_judged(house: House) -> None:
+    trailers = [("grpc-status", "0"), ("alt-svc", "h3=':443'"), ("proxy-authenticate", "Basic")]
+    house.rogue2.on_http2 = answer_http2([(":status", "200")], b"ok", trailers)
+    with house.open_http2(ROGUE2) as client:
+        client.request(ROGUE2, "/small/trailers")
+        found = [e for e in client.read(1) if isinstance(e, h2.events.TrailersReceived)]
+        assert [e.headers for e in found] == [[(b"grpc-status", b"0")]]
+    outcome = outcome_of(house, "/small/trailers")
+    assert outcome["bytes_in"] > len("HTTP/1.1 200 \r\n\r\nokgrpc-status: 0\r\n")
+
+
+def test_trailers_do_not_evade_the_limit_of_an_answer(house: House) -> None:
+    house.rogue2.on_http2 = answer_http2([(":status", "200")], b"ok", [("x", "y" * 2000)])
+    with house.open_http2(ROGUE2) as client:
+        client.request(ROGUE2, "/small/long-trailers")
+        kinds = {type(event) for event in client.read(1)}
+    assert h2.events.StreamReset in kinds
+    assert h2.events.TrailersReceived not in kinds
+    assert outcome_of(house, "/small/long-trailers")["cut"] == "response-too-large"
+
+
+def outcome_of(house: House, path: str) -> dict[str, Any]:
+    """The only outcome of the only request for `path`."""
+    (decision,) = [e for e in house.proxy.records("decision") if e["target"].get("path") == path]
+
+    def find() -> list[dict[str, Any]]:
+        return [e for e in house.proxy.records("outcome") if e["ref"] == decision["id"]]
+
+    assert wait_until(find)
+    (outcome,) = find()
+    return outcome
+
+
+SOCKET_FIELDS = [
+    "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==",
+]  # fmt: skip
+
+
+def test_empty_fragments_of_a_websocket_end_at_the_proxy(house: House) -> None:
+    """Their number and order would tell anything, and weigh nothing."""
+    since = len(house.origin.frames)
+    empty = b"\x00\x80" + bytes(4)
+    with house.open() as client:
+        assert client.ask("/ws", API, headers=SOCKET_FIELDS).status == 101
+        client.connection.sendall(
+            b"\x01\x82" + bytes(4) + b"hi" + empty * 500 + b"\x80\x80" + bytes(4)
+        )
+        assert wait_until(lambda: len(house.origin.frames) >= since + 2)
+    assert house.origin.frames[since : since + 2] == [(0x01, b"hi"), (0x80, b"")]
+
+
+# --- what an operator sees
+
+
+def test_a_head_that_is_none_is_shown_in_its_record(house: House) -> None:
+    """It was taken from an empty buffer: 0 bytes, and no word of what had come."""
+    house.proxy.exchange(b"G\x1b[2J /shown HTTP/1.1\r\nCookie: secret\r\n\r\n")
+    assert wait_until(lambda: "/shown" in str(house.proxy.records("malformed")))
+    assert "secret" not in str(house.proxy.records("malformed"))
+
+
+def test_a_denied_tunnel_is_explained_once_over_http2_too(house: House) -> None:
+    with house.open_http2("denied.example") as client:
+        client.request("denied.example", "/first")
+        client.read(3)
+        assert client.statuses() == [403]
+        assert client.ended
+
+
+def test_text_of_an_agent_moves_no_cursor(house: House) -> None:
+    house.proxy.exchange(
+        "CONNECT \x9b31mevil\x85:443 HTTP/1.1\r\nHost: x\r\n\r\n".encode("latin-1")
+    )
+    assert wait_until(lambda: "31mevil" in house.proxy.stderr)
+    assert house.proxy.stderr.replace("\n", "").isprintable()
+
+
+# --- names and limits
+
+
+OTHER_NAMES = {
+    "SNI of another allowed host": (API, ROGUE, API),
+    "SNI and Host of another allowed host": (API, ROGUE, ROGUE),
+    "Host of another allowed host": (API, API, ROGUE),
+    "a port with a leading zero": (API, API, f"{API}:0443"),
+    "an empty port": (API, API, f"{API}:"),
+    "two dots": (API, API, f"{API}.."),
+    "user information": (API, API, f"x@{API}"),
+}
+
+
+@pytest.mark.parametrize(("tunnel", "sni", "host"), OTHER_NAMES.values(), ids=OTHER_NAMES)
+def test_names_that_differ_are_refused(house: House, tunnel: str, sni: str, host: str) -> None:
+    heads = len(house.origin.requests), len(house.rogue.heads)
+    with house.open(tunnel, sni=sni) as client:
+        assert client.ask("/ok", host).status == 403
+    assert (len(house.origin.requests), len(house.rogue.heads)) == heads
+
+
+@pytest.mark.parametrize(("tunnel", "sni", "host"), [
+    (f"{API}.", API, API), (API, API.upper(), API.upper()), (API, f"{API}.", f"{API}.:443"),
+])  # fmt: skip
+def test_spellings_of_one_name_are_one_name(house: House, tunnel: str, sni: str, host: str) -> None:
+    with house.open(tunnel, sni=sni) as client:
+        assert client.ask("/ok", host).status == 200
+    assert house.origin.requests[-1].values("host") == [API]
+
+
+def test_more_connections_than_there_is_room_for(house: House) -> None:
+    """Those that came first are served on, and later ones are told."""
+    with contextlib.ExitStack() as stack, house.open() as early:
+        assert early.ask("/ok", API).status == 200
+        for _ in range(1100):
+            stack.enter_context(house.proxy.connect())
+        assert house.proxy.exchange(b"GET / HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 403 ")
+        assert early.ask("/ok", API).status == 200
+    assert wait_until(lambda: details(house)["connections"] == "0")
+    assert house.is_alive()
+
+
+def details(house: House) -> dict[str, str]:
+    found: dict[str, str] = json.loads(house.proxy.scrape("/readyz")[1])["details"]
+    return found
+
+
+# --- nothing is left behind
+
+
+def leave_oddly(house: House, number: int) -> None:
+    """One connection of a client that gives up in the middle of something."""
+    match number % 5:
+        case 0:
+            connection: socket.socket = house.proxy.connect()
+            connection.sendall(b"\x16\x03\x01\xff" * 9)
+        case 1:
+            connection = house.open().connection
+            connection.sendall(format_request("/echo", API, "POST", ["Content-Length: 9"]) + b"x")
+        case 2:
+            client = house.open_http2()
+            client.request(API, "/drip/0.05")
+            connection = client.connection
+        case 3:
+            connection = house.open().connection
+            connection.sendall(format_request("/slow/1", API))
+        case _:
+            connection = house.open().connection
+            connection.sendall(format_request("/big/3000000", API))
+    time.sleep(number % 7 * 0.005)
+    if number % 2:
+        linger = struct.pack("ii", 1, 0)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)  # a reset
+    connection.close()
+
+
+def test_odd_connections_leave_nothing_behind_but_records(house: House) -> None:
+    descriptors = Path(f"/proc/{house.proxy.process.pid}/fd")
+    house.is_alive()
+    assert wait_until(lambda: details(house)["connections"] == "0")
+    before = len(list(descriptors.iterdir()))
+    for number in range(150):
+        leave_oddly(house, number)
+    assert wait_until(
+        lambda: details(house)["exchanges"] == details(house)["connections"] == "0", 15
+    )
+    assert len(list(descriptors.iterdir())) <= before + 1
+    assert "fault" not in house.proxy.stderr
+
+
+def test_every_allowed_request_of_all_this_has_exactly_one_outcome(house: House) -> None:
+    assert wait_until(lambda: details(house)["exchanges"] == "0", 25)
+    allowed = [
+        event["id"]
+        for event in house.proxy.records("decision")
+        if (event["verdict"], event["stage"]) == ("allow", "request")
+    ]
+    assert sorted(allowed) == sorted(event["ref"] for event in house.proxy.records("outcome"))
+    assert "fault" not in house.proxy.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from audit.fields import COUNT, FORMS, KINDS, Array, Object, event_shape, pattern
-from tests.kit.chains import at, decision, outcome, spell
+from tests.kit.chains import Event, at, decision, opened, outcome, spell
 
 DOCS = Path(__file__).parents[2] / "docs" / "records.md"
 
@@ -45,6 +45,81 @@ def test_a_trailing_comma_is_no_form() -> None:
     assert shape.fullmatch(b"[{},{}]")
     for wrong in (b"[{},]", b"[,{}]", b"[{}{}]", b"[{},,{}]", b"[,]"):
         assert not shape.fullmatch(wrong)
+
+
+AMOUNTS = [
+    {"account": "a", "amount": 1, "unit": "requests"},
+    {"account": "b", "amount": 0, "unit": "x"},
+]
+FULL: dict[str, Event] = {  # every field there is
+    "alert": {"cause": "a", "detail": "\u00e9"},
+    "clock.step": {"from": at(0), "to": at(9)},
+    "config.change": {"by": "b", "from": "\u00e9", "setting": "s", "to": ""},
+    "credential.change": {"action": "rotate", "agent": "a", "by": "b", "session": "s"},
+    "decision": decision(
+        1,
+        stage="frame",
+        approval="a",
+        findings=["f", "g"],
+        read=[
+            {"field": "f", "outcome": "true", "token": "t"},
+            {"field": "g", "outcome": "false"},
+            {"field": "h", "outcome": "unknown"},
+        ],
+        redacted=["path.1"],
+        req={"length": 3, "type": "text/plain"},
+        reserve=AMOUNTS,
+        trace="t",
+        would={"rules": ["r"], "verdict": "deny"},
+    ),
+    "dropped": {"agent": "a", "n": 2, "reason": "no-rule-matched"},
+    "heartbeat": {},
+    "log.close": {},
+    "log.open": opened("crash"),
+    "malformed": {"bytes": 1, "client": "c", "head": "h", "why": "w"},
+    "outcome": outcome(
+        1, cut="c", error="e", req_digest="d", settle=AMOUNTS, upstream_cert_sha256="a" * 64
+    ),
+    "policy.load": {"digest": "a" * 64, "mode": "observe", "serial": 1},
+    "policy.reject": {"digest": "a" * 64, "findings": ["f", "\u00e9"]},
+    "recovery": {
+        "bytes": 1,
+        "cause": "torn-tail",
+        "digest": "sha256:" + "0" * 64,
+        "file": f"torn-{7:020d}.bin",
+        "head": "00" * 4096,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_record_with_every_field_has_its_form_and_each_required_one_is_needed(kind: str) -> None:
+    form = re.compile(pattern(event_shape(kind)))
+    whole = {**FULL[kind], "kind": kind, "time": at(1)}
+    assert set(whole) == {name.rstrip("?") for name in event_shape(kind).fields}
+    assert form.fullmatch(spell(whole))
+    for name in whole:
+        without = {other: value for other, value in whole.items() if other != name}
+        may_be_absent = f"{name}?" in event_shape(kind).fields
+        assert bool(form.fullmatch(spell(without))) is may_be_absent, name
+        assert not form.fullmatch(spell({**whole, name: None})), name
+        assert not form.fullmatch(spell({**whole, f"{name}_": 1})), name
+
+
+def test_other_words_of_the_lists_have_a_form_too() -> None:
+    for kind, name, word in (
+        ("decision", "stage", "connect"), ("decision", "stage", "request"),
+        ("decision", "verdict", "allow"), ("decision", "verdict", "deny"),
+        ("decision", "would", {"rules": [], "verdict": "allow"}),
+        ("policy.load", "mode", "enforce"),
+        ("recovery", "cause", "disk-full"), ("log.open", "after", "clean"),
+    ):  # fmt: skip
+        form = re.compile(pattern(event_shape(kind)))
+        event = {**FULL[kind], "kind": kind}
+        assert form.fullmatch(spell({**event, name: word}))
+        assert not form.fullmatch(spell({**event, name: "other"}))
+    head = {**FULL["recovery"], "kind": "recovery", "head": "00" * 4097}
+    assert not re.compile(pattern(event_shape("recovery"))).fullmatch(spell(head))
 
 
 MOST = 2**53 - 1

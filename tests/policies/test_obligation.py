@@ -81,6 +81,8 @@ def test_only_the_entry_that_matches_says_how_narrow_a_rule_is() -> None:
     assert (both.host, both.literal_segments) == (3, 2), "the narrowest of several"
     stripped = rank(allow("r", paths="/x/1"), get("/x;v=1/1", path_params=True), AGENTS[0])
     assert stripped.literal_segments == 2, "as it would be sent"
+    kept = rank(allow("r", paths="/x;v=1/1"), get("/x;v=1/1", path_params=True), AGENTS[0])
+    assert kept.literal_segments == 2, "or as it came"
 
 
 def test_hidden_segments_are_united_in_order() -> None:

@@ -28,7 +28,7 @@ from policies.model import PolicyRejected
 from policies.sources import PolicyUnreadable
 from proxy.control import CommandRefused, ServerNotRunning, ask
 from proxy.credentials import CredentialStore
-from proxy.settings import Endpoint, Settings
+from proxy.settings import DESCRIPTORS_SPARE, Endpoint, Settings
 from proxy.state import check_state, is_blank
 
 Level = Literal["ok", "warn", "fail"]
@@ -41,7 +41,6 @@ FLUSHES = 24
 FLUSH_BYTES = 700  # a usual record
 FLUSH_SLOW_S = 0.02  # a usual disk takes 0.2 to 5 ms
 FLUSH_UNREAL_S = 0.000_02  # faster than any device: memory
-DESCRIPTORS_SPARE = 128  # log, sockets that listen, DNS look-ups
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,12 +193,12 @@ def _measure_flushes(folder: Path) -> list[float]:
 
 
 def _look_at_descriptors(settings: Settings, _now: datetime) -> _Found:
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # `serve` raises the soft one itself
     needed = 2 * settings.connections_max + DESCRIPTORS_SPARE
     found = f"{limit} may be open, {settings.connections_max} connections need {needed}"
     if limit == resource.RLIM_INFINITY or limit >= needed:
         return "ok", found, ""
-    return "warn", found, f"`ulimit -n {needed}`, or a smaller --max-connections"
+    return "warn", found, f"`ulimit -Hn {needed}`, or a smaller --max-connections"
 
 
 def _look_at_port(flag: str, endpoint: Endpoint, settings: Settings) -> _Found:

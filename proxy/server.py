@@ -10,6 +10,7 @@ Rule 2: the log closes last. What was answered is recorded before `log.close`.
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from ipaddress import ip_address
@@ -32,7 +33,7 @@ from proxy.destination import Resolver, is_own
 from proxy.enforcer import Enforcer
 from proxy.generation import PolicyKeeper
 from proxy.metrics import Metrics
-from proxy.settings import Endpoint, Settings
+from proxy.settings import DESCRIPTORS_SPARE, Endpoint, Settings
 from proxy.state import check_state, describe_software, is_blank
 from proxy.vocabulary import Stage
 
@@ -234,6 +235,7 @@ async def serve(settings: Settings, *, announce: Callable[[str], None]) -> int:
         LogMissing, LogBusy, LogBroken, LogUnavailable, OSError: the port was never opened.
     """
     signals = Signals()  # first: a stop that comes while we start is a stop, too
+    raise_descriptor_limit(2 * settings.connections_max + DESCRIPTORS_SPARE)
     house = House(settings)
     try:
         listening = await house.start()
@@ -280,6 +282,18 @@ def list_commands(house: House) -> dict[str, Command]:
         return {"checks": dict(current.checks), "details": dict(current.details)}
 
     return {"reload": reload, "status": status, COMMAND: answer_changes(house.writer)}
+
+
+def raise_descriptor_limit(needed: int) -> None:
+    """Ask for as many descriptors as `--max-connections` needs; most systems' soft limit is lower.
+
+    Where the hard limit is lower too, master.py caps the connections and `doctor` says so.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class Signals:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from policies.model import Address
 
+DESCRIPTORS_SPARE = 128  # for the log, DNS look-ups, the sockets that listen
 KIB = 1024
 MIB = 1024 * KIB
 

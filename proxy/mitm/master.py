@@ -23,13 +23,13 @@ from proxy.mitm.handler import Handler
 from proxy.mitm.options import compare_options
 from proxy.mitm.session import MintBound
 from proxy.mitm.tls import Originator, Terminator
+from proxy.settings import DESCRIPTORS_SPARE
 
 log = structlog.get_logger()
 
 _COMPARE_S = 60.0
 _BACKLOG = 1024
 _ACCEPTS = 16  # in one go: asyncio writes a traceback for each that finds no descriptor (B9)
-_DESCRIPTORS_SPARE = 128  # for the log, DNS, the admin port
 
 
 class Master:
@@ -155,4 +155,4 @@ def count_affordable() -> int:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:
         return _BACKLOG * _BACKLOG
-    return max(1, (limit - min(_DESCRIPTORS_SPARE, limit // 4)) // 2)
+    return max(1, (limit - min(DESCRIPTORS_SPARE, limit // 4)) // 2)

@@ -226,7 +226,7 @@ def test_the_disk_is_judged_by_its_flushes(
 
 
 def test_too_few_descriptors_warn(settings: Settings) -> None:
-    many = replace(settings, connections_max=resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    many = replace(settings, connections_max=resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     assert look(many, "descriptors").level == "warn"
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 from dataclasses import replace
 from ipaddress import ip_address
@@ -13,7 +14,7 @@ from audit.verify import verify
 from audit.writer import LogBusy, wall_clock
 from policies.model import PolicyRejected
 from proxy.mitm.ca import CaUnusable
-from proxy.server import House, Signals, check, list_commands
+from proxy.server import House, Signals, check, list_commands, raise_descriptor_limit
 from proxy.settings import Settings, parse_listen
 from proxy.state import create_state
 from tests.kit.proxy import write_policy
@@ -143,3 +144,15 @@ def test_check_names_a_log_that_was_touched(settings: Settings) -> None:
     content[len(content) // 2] ^= 1
     segment.write_bytes(content)
     assert any("state/log" in problem for problem in check(settings))
+
+
+def test_the_soft_limit_of_descriptors_is_raised_as_far_as_it_goes() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        raise_descriptor_limit(300)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (300, hard)
+        raise_descriptor_limit(200)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (300, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

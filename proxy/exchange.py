@@ -262,10 +262,13 @@ class Exchange:
     # --- while it is under way
 
     def _on_sent(self, event: RequestSent) -> list[Effect]:
-        self.bytes_out += event.count_bytes
-        self._body_out += event.count_bytes if event.body else 0
+        body = self._body_out + (event.count_bytes if event.body else 0)
         limit = self._decided().obligations.max_request_bytes
-        return self._cut_beyond(limit, self._body_out, "request-too-large")
+        cut = self._cut_beyond(limit, body, "request-too-large")
+        if not cut:  # what is cut here does not leave
+            self.bytes_out += event.count_bytes
+            self._body_out = body
+        return cut
 
     def _on_response_head(self, event: ResponseHead) -> list[Effect]:
         self.status = event.status

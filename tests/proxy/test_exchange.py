@@ -283,6 +283,11 @@ def test_a_stream_is_cut_where_it_passes_its_limit(
     assert outcome.record.cut == expected
 
 
+def test_what_is_cut_did_not_leave_and_is_not_counted_as_sent() -> None:
+    exchange, _ = play(*SMALL, RequestSent(40, body=False), RequestSent(6), RequestSent(5))
+    assert exchange.bytes_out == 46
+
+
 def test_heads_do_not_count_against_the_limit_of_a_body() -> None:
     exchange, effects = play(*SMALL, RequestSent(500, body=False), RequestSent(10))
     assert effects == []

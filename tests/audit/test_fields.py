@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from audit.fields import COUNT, FORMS, KINDS, Array, Object, event_shape, pattern
+from audit.fields import COUNT, FORMS, KINDS, TEXT, WIRE, Array, Object, Shape, event_shape, pattern
 from tests.kit.chains import Event, at, decision, opened, outcome, spell
 
 DOCS = Path(__file__).parents[2] / "docs" / "records.md"
@@ -120,6 +120,41 @@ def test_other_words_of_the_lists_have_a_form_too() -> None:
         assert not form.fullmatch(spell({**event, name: "other"}))
     head = {**FULL["recovery"], "kind": "recovery", "head": "00" * 4097}
     assert not re.compile(pattern(event_shape("recovery"))).fullmatch(spell(head))
+
+
+CUT = {
+    "decision": {
+        "findings",
+        "policy.rules",
+        "read",
+        "redacted",
+        "target.query_keys",
+        "would.rules",
+    },
+    "policy.reject": {"findings"},
+}
+
+
+def test_both_kinds_of_text_may_be_cut_and_only_one_is_percent_encoded() -> None:
+    assert (WIRE.wire, WIRE.text, TEXT.wire, TEXT.text) == (True, True, False, True)
+    assert not COUNT.wire
+    assert not COUNT.text
+
+
+def cuttable(shape: Shape, place: str = "") -> set[str]:
+    """The arrays below a shape that may be cut."""
+    if isinstance(shape, Array):
+        return {place} if shape.cut else set()
+    if isinstance(shape, Object):
+        return set().union(
+            *(cuttable(one, f"{place}.{name.rstrip('?')}") for name, one in shape.fields.items())
+        )
+    return set()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lists_may_be_cut_and_amounts_never(kind: str) -> None:
+    assert cuttable(event_shape(kind)) == {f".{name}" for name in CUT.get(kind, set())}
 
 
 MOST = 2**53 - 1

@@ -43,6 +43,7 @@ PATHS = {
     "overlong UTF-8": ("/%c0%af", None),
     "not UTF-8": ("/%ff", None),
     "fragment": ("/a#b", None),
+    "question mark": ("/a?b", None),
     "no slash": ("a", None),
     "empty": ("", None),
     "star": ("*", None),

@@ -31,7 +31,15 @@ def commands() -> str:
         "",
     ]
     for words, command in walk(root):
-        context = click.Context(command, info_name=words, terminal_width=92, max_content_width=92)
+        # as under `tollkeeper`, whatever a test that ran before has made click remember
+        command._help_option = None
+        context = click.Context(
+            command,
+            info_name=words,
+            terminal_width=92,
+            max_content_width=92,
+            help_option_names=["-h", "--help"],
+        )
         text = command.get_help(context).rstrip()
         out += [
             f"## {words}",

@@ -37,7 +37,6 @@ class Call:
     sni: str | None = None
     tls: bool = False
     standing_peer: Callable[[str, int, Scheme], tuple[Address, int] | None] | None = None
-    refusal: tuple[str, str] | None = None  # reason and detail the adapter already knows
 
 
 def read_call(call: Call, caller: Principal, target: Target, now: datetime) -> Head:

@@ -239,3 +239,4 @@ def _constant(reason: str) -> bytes:
 
 LAST_RESORT = _constant("internal-error")  # a whole HTTP/1.1 403 for when rendering fails
 BAD_REQUEST = _constant("malformed")  # a whole HTTP/1.1 400 for bytes that are no message
+OVERLOADED = _constant("overloaded")  # a whole HTTP/1.1 403 for a connection too many

@@ -440,8 +440,6 @@ class Enforcer:
             return Head(target, caller, None, now, "draining")
         if generation.refusal:
             return Head(target, caller, None, now, generation.refusal)
-        if call.refusal is not None:
-            return Head(target, caller, None, now, *call.refusal)
         return read_call(call, caller, target, now)
 
     # --- counting; never changes a verdict

@@ -17,7 +17,7 @@ import structlog
 from mitmproxy.options import Options
 
 from audit.writer import wall_clock
-from proxy.denial import LAST_RESORT
+from proxy.denial import OVERLOADED
 from proxy.enforcer import Enforcer
 from proxy.mitm.handler import Handler
 from proxy.mitm.options import compare_options
@@ -115,7 +115,7 @@ class Master:
     def _turn_away(self, writer: asyncio.StreamWriter) -> None:
         peer = writer.get_extra_info("peername") or ("",)
         self.enforcer.record_malformed(str(peer[0]), "overloaded", b"")
-        writer.write(LAST_RESORT)
+        writer.write(OVERLOADED)
 
     async def _compare_for_ever(self) -> None:
         while True:

@@ -105,7 +105,6 @@ VERDICTS: dict[str, tuple[Call, str]] = {
         Message(host="x.test").call(tunnel=Message().call().tunnel, sni="api.test"),
         "host-mismatch",
     ),
-    "what the adapter refused": (Message().call(refusal=("malformed", "why")), "malformed"),
     "a path that is no ASCII": (Message("/ok/\xff").call(), "path-not-canonical"),
     "an empty Host": (Message(host="").call(tunnel=Message().call().tunnel), "host-not-canonical"),
 }

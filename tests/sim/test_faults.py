@@ -285,8 +285,7 @@ TABLE: dict[str, Row] = {
         inject=lambda house, patch: patch.setattr(house.enforcer, "draining", True),
     ),
     "not HTTP": Row(
-        "malformed", ("decision",), True, "HTTP",
-        call=Message().call(refusal=("malformed", "what the adapter saw")),
+        "method-not-allowed", ("decision",), True, "HTTP", call=Message(method="SSH-2.0-x").call()
     ),
     "a tunnel nobody allowed": Row(
         "host-not-allowed", ("decision",), True, "a rule", call=connect("x.test")

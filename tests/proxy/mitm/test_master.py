@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from proxy.denial import LAST_RESORT
+from proxy.denial import OVERLOADED
 from proxy.mitm.options import OptionsTampered
 from tests.kit.gate import Gate, eventually
 from tests.kit.http1 import Http1
@@ -30,7 +30,7 @@ def test_more_connections_than_allowed_are_turned_away(open_gate: OpenGate, orig
     held = [Http1(gate.connect()) for _ in range(2)]
     eventually(lambda: gate.master.connections_open, 2)
     with gate.connect() as connection:
-        assert read_all(connection) == LAST_RESORT
+        assert read_all(connection) == OVERLOADED
     assert gate.wait_for("malformed")[0]["why"] == "overloaded"
     assert held[0].ask("http://api.test/ok", "api.test").status == 200
     for http1 in held:
@@ -58,7 +58,7 @@ def test_options_that_are_flipped_later_seal_the_port(
     options.update(ssl_insecure=True)
     eventually(lambda: bool(gate.master.sealed), True)
     with gate.connect() as connection:
-        assert read_all(connection) == LAST_RESORT
+        assert read_all(connection) == OVERLOADED
     assert origin.connections == 0
 
 

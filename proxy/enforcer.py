@@ -4,9 +4,8 @@ adapter.
     adapter --open(call)--> Exchange --judge--> Admitted | Refused      (awaited, bounded)
     adapter --advance(exchange, event)--> reason to cut, or None        (never awaits)
 
-Rule 1: whatever goes wrong here becomes `Failed`, which the exchange turns into a denial.
-        There is no path from an
-        exception to `Admitted`.
+Rule 1: whatever goes wrong here becomes `Failed`, which the exchange turns into a denial. There
+        is no path from an exception to `Admitted`.
 Rule 2: every await has a deadline. Only a DNS look-up may outlast `hook_deadline_s`.
 Rule 3: a decision is durable before its verdict leaves this file; an outcome is queued.
 """
@@ -60,6 +59,7 @@ from proxy.vocabulary import (
     Resolved,
     Stage,
     StoreRecord,
+    Target,
     Ticket,
 )
 
@@ -101,8 +101,8 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Answer this; nothing has left. `halting` marks answers that must not be softened by
-    explain_denials."""
+    """Answer this; nothing has left. `softenable`: a CONNECT refused so may be opened for the one
+    purpose of telling why (`explain_denials`)."""
 
     exchange: Exchange
     denial: Denial
@@ -172,8 +172,7 @@ class Enforcer:
 
         Raises:
             CancelledError, KeyboardInterrupt, SystemExit: only where this task itself is being
-            ended;
-                the exchange was abandoned first.
+                ended; the exchange was abandoned first.
         """
         try:
             async with asyncio.timeout(self.settings.hook_deadline_s) as deadline:
@@ -252,7 +251,7 @@ class Enforcer:
         self, exchange: Exchange, call: Call, deadline: asyncio.Timeout
     ) -> Admitted | Refused:
         began = time.perf_counter()
-        effects = exchange.handle(self._read_head(call))
+        effects = exchange.handle(self._read_head(exchange.target, call))
         while True:
             answer: Event | Admitted | Refused | None = None
             for effect in effects:
@@ -428,10 +427,9 @@ class Enforcer:
 
     # --- reading a head
 
-    def _read_head(self, call: Call) -> Head:
+    def _read_head(self, target: Target, call: Call) -> Head:
         now = self._now()
         generation = self.generation
-        target = describe_target(call)
         authorization = call.tunnel.authorization if call.tunnel else find_authorization(call.head)
         caller = identify(authorization, call.client, generation.policy_set, self.credentials, now)
         if isinstance(caller, IdentityRefusal):

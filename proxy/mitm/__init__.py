@@ -8,6 +8,7 @@
     layers.py      HTTP over one client connection: which stream, which upstream connection
     stream.py      one exchange: events to the enforcer, effects to the wire
     wire1.py wire2.py   HTTP/1.1 and HTTP/2 bytes, read strictly
+    message.py     mitmproxy's message objects
     websocket.py   frames, metered as they pass
     window.py pressure.py   who is not read on while somebody cannot keep up
     session.py     what the layers of one client connection share

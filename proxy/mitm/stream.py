@@ -39,6 +39,7 @@ from proxy.enforcer import Admitted, Refused
 from proxy.exchange import Exchange
 from proxy.fault import ANY_FAULT
 from proxy.mitm.layers import Dial, GatedHttpLayer
+from proxy.mitm.message import build_response
 from proxy.mitm.pressure import Hasten
 from proxy.mitm.session import session_of
 from proxy.mitm.websocket import WebSocketRelay
@@ -246,16 +247,8 @@ class Stream(layer.Layer):
         self._bodiless = answer.bodiless
         self._response_started = True
         yield from self._stop_timer()
-        forwarded = http.Response(
-            http_version=b"HTTP/1.1",
-            status_code=answer.status,
-            reason=response.data.reason or _phrase(answer.status),
-            headers=http.Headers(answer.headers),
-            content=None,
-            trailers=None,
-            timestamp_start=0.0,
-            timestamp_end=None,
-        )
+        reason = response.data.reason or _phrase(answer.status)
+        forwarded = build_response(answer.status, reason, answer.headers)
         ended = event.end_stream and (answer.bodiless or length == 0)
         yield SendHttp(ResponseHeaders(self.stream_id, forwarded, ended), self.context.client)
 
@@ -385,16 +378,7 @@ class Stream(layer.Layer):
         self.session.exchanges.pop(exchange.id, None)
         self._child = layer.NextLayer(self.context)
         yield from self._child.handle_event(events.Start())
-        ok = http.Response(
-            http_version=b"HTTP/1.1",
-            status_code=200,
-            reason=b"Connection established",
-            headers=http.Headers(),
-            content=None,
-            trailers=None,
-            timestamp_start=0.0,
-            timestamp_end=None,
-        )
+        ok = build_response(200, b"Connection established")
         yield SendHttp(ResponseHeaders(self.stream_id, ok, end_stream=False), self.context.client)
         yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)
         if refusal:

@@ -35,6 +35,7 @@ from policies.model import ContractBroken, Request
 from proxy.denial import BAD_REQUEST, Rendered
 from proxy.exchange import digest_head
 from proxy.head import HeadError, RequestHead, framing, read_request_head, read_response_head
+from proxy.mitm.message import build_request, build_response
 from proxy.mitm.session import session_of
 from proxy.vocabulary import (
     Ticket,
@@ -74,20 +75,12 @@ class Continue(HttpEvent):
 
 def wire_request(request: Request) -> http.Request:
     """A judged request in the form mitmproxy sends."""
-    head = format_head(request)
-    return http.Request(
+    return build_request(
+        format_head(request),
+        b"HTTP/1.1",
+        scheme=request.scheme.encode("ascii"),
         host=request.host,
         port=request.port,
-        method=head.method,
-        scheme=request.scheme.encode("ascii"),
-        authority=b"",
-        path=head.target,
-        http_version=b"HTTP/1.1",
-        headers=http.Headers(head.headers),
-        content=None,
-        trailers=None,
-        timestamp_start=0.0,
-        timestamp_end=None,
     )
 
 
@@ -189,25 +182,13 @@ class StrictHttp1Server(_http1.Http1Server):
     def _receive(
         self, head: RequestHead, kind: str, length: int, event: events.ConnectionEvent
     ) -> CommandGenerator[None]:
-        self.request = http.Request(
-            host="",
-            port=0,
-            method=head.method,
-            scheme=b"",
-            authority=b"",
-            path=head.target,
-            http_version=head.version,
-            headers=http.Headers(head.headers),
-            content=None,
-            trailers=None,
-            timestamp_start=0.0,
-            timestamp_end=None,
-        )
+        version: Literal["1.0", "1.1"] = "1.0" if head.version == b"HTTP/1.0" else "1.1"
+        raw = RawHead(head.method, head.target, head.headers, version)
+        self.request = build_request(raw, head.version)
         self._answered = False
         has_body = kind == "chunked" or length > 0
         received = ReceivedHead(self.stream_id, self.request, end_stream=not has_body)
-        version: Literal["1.0", "1.1"] = "1.0" if head.version == b"HTTP/1.0" else "1.1"
-        received.raw = RawHead(head.method, head.target, head.headers, version)
+        received.raw = raw
         yield ReceiveHttp(received)
         self.body_reader = _http1.make_body_reader(None if kind == "chunked" else length)
         if self.state == self.read_headers:  # not yet closed by an answer
@@ -329,16 +310,7 @@ class StrictHttp1Client(_http1.Http1Client):
                 return
             if head.status >= 200 or head.status == 101:
                 break
-        self.response = http.Response(
-            http_version=head.version,
-            status_code=head.status,
-            reason=head.reason,
-            headers=http.Headers(head.headers),
-            content=None,
-            trailers=None,
-            timestamp_start=0.0,
-            timestamp_end=None,
-        )
+        self.response = build_response(head.status, head.reason, head.headers, head.version)
         size = {"none": 0, "length": head.length, "chunked": None, "close": -1}[head.framing]
         if self.stream_id is None:
             raise ContractBroken("a response without a request")
@@ -389,16 +361,3 @@ class StrictHttp1Client(_http1.Http1Client):
                 ResponseProtocolError(self.stream_id, why, ErrorCode.GENERIC_SERVER_ERROR)
             )
         self.state = self.done
-
-
-__all__ = [
-    "Continue",
-    "ReceivedHead",
-    "Refusal",
-    "RequestData",
-    "RequestEndOfMessage",
-    "StrictHttp1Client",
-    "StrictHttp1Server",
-    "TicketedHead",
-    "check_ticket",
-]

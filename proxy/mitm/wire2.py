@@ -4,12 +4,11 @@ recorded violations."""
 import h2.connection
 import h2.events
 import h2.exceptions
-from mitmproxy import http
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import _http2
-from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
+from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._events import (
     RequestHeaders,
     ResponseData,
@@ -18,6 +17,7 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 
 from policies.canonical import RawHead
+from proxy.mitm.message import build_request
 from proxy.mitm.session import session_of
 from proxy.mitm.window import RETRY_S, MeteredConnection
 from proxy.mitm.wire1 import Continue, ReceivedHead, Refusal, check_ticket
@@ -97,24 +97,9 @@ class StrictHttp2Server(_http2.Http2Server):
             yield from self.protocol_error(head)
             return True
         pseudo, fields = head
-        request = http.Request(
-            host="",
-            port=0,
-            method=pseudo[b":method"],
-            scheme=b"https",
-            authority=b"",
-            path=pseudo[b":path"],
-            http_version=b"HTTP/2.0",
-            headers=http.Headers(fields),
-            content=None,
-            trailers=None,
-            timestamp_start=0.0,
-            timestamp_end=None,
-        )
         self.streams[event.stream_id] = _http2.StreamState.HEADERS_RECEIVED
         ended = bool(event.stream_ended)
-        received = ReceivedHead(event.stream_id, request, end_stream=ended)
-        received.raw = RawHead(
+        raw = RawHead(
             pseudo[b":method"],
             pseudo[b":path"],
             tuple(fields),
@@ -122,6 +107,9 @@ class StrictHttp2Server(_http2.Http2Server):
             authority=pseudo[b":authority"],
             ends_stream=ended,
         )
+        request = build_request(raw, b"HTTP/2.0", scheme=b"https")
+        received = ReceivedHead(event.stream_id, request, end_stream=ended)
+        received.raw = raw
         yield ReceiveHttp(received)
         return False
 
@@ -283,6 +271,3 @@ def split_head(
     if sum(len(name) + len(value) + 4 for name, value in headers) > bytes_max:
         return "head-too-large"
     return pseudo, fields
-
-
-__all__ = ["HttpEvent", "StrictHttp2Client", "StrictHttp2Server", "split_head"]

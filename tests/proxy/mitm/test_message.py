@@ -12,9 +12,7 @@ def test_a_request_is_the_head_it_was_built_from() -> None:
     head = RawHead(b"POST", b"/a?b=c", FIELDS)
     request = build_request(head, b"HTTP/1.1", scheme=b"https", host="api.example.com", port=443)
     sent = http1.assemble_request_head(request)  # type: ignore[no-untyped-call]  # mitmproxy's
-    assert sent == (
-        b"POST /a?b=c HTTP/1.1\r\nHost: api.example.com\r\nX-A: 1\r\nX-A: 2\r\n\r\n"
-    )
+    assert sent == (b"POST /a?b=c HTTP/1.1\r\nHost: api.example.com\r\nX-A: 1\r\nX-A: 2\r\n\r\n")
     assert (request.scheme, request.host, request.port) == ("https", "api.example.com", 443)
     assert request.raw_content is None
 
@@ -22,7 +20,5 @@ def test_a_request_is_the_head_it_was_built_from() -> None:
 def test_a_response_is_the_head_it_was_built_from() -> None:
     response = build_response(404, b"Gone away", FIELDS, b"HTTP/1.0")
     sent = http1.assemble_response_head(response)  # type: ignore[no-untyped-call]  # mitmproxy's
-    assert sent == (
-        b"HTTP/1.0 404 Gone away\r\nHost: api.example.com\r\nX-A: 1\r\nX-A: 2\r\n\r\n"
-    )
+    assert sent == (b"HTTP/1.0 404 Gone away\r\nHost: api.example.com\r\nX-A: 1\r\nX-A: 2\r\n\r\n")
     assert response.raw_content is None

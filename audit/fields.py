@@ -100,6 +100,7 @@ TIME = Leaf("a time like 2026-01-31T12:00:00.000000Z", b'"%s"' % TIMESTAMP)
 _CODE = Leaf("a code of a-z, 0-9, `-`", rb'"[a-z0-9][a-z0-9-]*+"')
 _AMOUNTS = Array(Object({"account": WIRE, "amount": COUNT, "unit": WIRE}))
 _VERDICT = _one_of("allow", "deny")
+STATES = ("active", "warned", "quarantined", "halted")  # of an agent; it only moves right
 
 _DECISION: dict[str, Shape] = {
     "agent?": Object({"id": WIRE, "session?": WIRE}),
@@ -152,12 +153,21 @@ _OUTCOME: dict[str, Shape] = {
 # every kind also has `kind`, and may have `time` (when the thing it tells of was seen)
 KINDS: Mapping[str, Mapping[str, Shape]] = {
     "alert": {"cause": _CODE, "detail?": TEXT},
+    "budget.raise": {"account": WIRE, "by": WIRE, "from": COUNT, "to?": COUNT, "unit": WIRE},
     "clock.step": {"from": TIME, "to": TIME},
     "config.change": {"by": WIRE, "from?": TEXT, "setting": WIRE, "to?": TEXT},
     "credential.change": {"action": _CODE, "agent": WIRE, "by": WIRE, "session?": WIRE},
     "decision": _DECISION,
     "dropped": {"agent?": WIRE, "n": COUNT, "reason?": _CODE},
     "heartbeat": {},
+    "ledger.snapshot": {
+        "account": WIRE,
+        "at": Array(Object({"do": _one_of("warn", "quarantine", "halt"), "reached": COUNT})),
+        "cause": _one_of("opened", "closed", "changed"),
+        "limits": Array(Object({"filed?": COUNT, "limit": COUNT, "unit": WIRE})),
+        "spent": Array(Object({"amount": COUNT, "unit": WIRE})),
+        "window_ms": COUNT,
+    },
     "log.close": {},
     "log.open": {
         "after": _one_of("clean", "crash", capture="after"),
@@ -180,6 +190,16 @@ KINDS: Mapping[str, Mapping[str, Shape]] = {
         "digest?": Leaf("sha256: and 64 hex digits", b'"sha256:[0-9a-f]{64}"'),
         "file?": Leaf("torn-<20 digits>.bin", rb'"(?P<file>torn-[0-9]{20}\.bin)"'),
         "head?": Leaf("at most 4096 bytes in hex", b'"(?:[0-9a-f]{2}){0,4096}+"'),
+    },
+    "reserve": {"ref": _hex(32, "ref"), "reserve": _AMOUNTS},
+    "state": {
+        "agent": WIRE,
+        "by?": WIRE,
+        "cause": WIRE,
+        "from": _one_of(*STATES),
+        "ref?": _hex(32),
+        "session?": WIRE,
+        "to": _one_of(*STATES),
     },
 }
 

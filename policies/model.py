@@ -86,6 +86,10 @@ class Obligations:
     capture: Literal["metadata", "request", "request_response"] = "metadata"
     redact_path: tuple[int, ...] = ()  # segment numbers from 1, whose text the record replaces
     path_params: Literal["refuse", "strip", "keep"] = "refuse"
+    steps: int = 1  # `cost`: steps and effort of all matching rules add up, risk is the largest
+    effort: int = 1
+    risk: int = 0
+    show_budget: bool = False  # `Tollkeeper-Budget` on the answer
 
 
 @dataclass(frozen=True, slots=True)

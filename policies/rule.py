@@ -19,6 +19,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
 from zoneinfo import ZoneInfo
 
+from policies.budget import Threshold
 from policies.model import Scheme, Verdict
 
 Network = IPv4Network | IPv6Network
@@ -131,6 +132,16 @@ class With:
     capture: Capture | None = None
     redact_path: tuple[int, ...] = ()  # segment numbers from 1
     path_params: PathParams | None = None
+    show_budget: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """`cost`: what one request of a rule takes from budgets."""
+
+    steps: int = 1
+    effort: int = 1
+    risk: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +165,7 @@ class Rule:
     unless: Match | None = None
     when: Window | None = None
     with_: With = field(default_factory=With)
+    cost: Cost = field(default_factory=Cost)
     line: int = 0  # of the rule in its file, from 1
 
 
@@ -175,6 +187,18 @@ class Rate:
     allow: int
     per_ms: int
     burst: int
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """One entry of `budgets:`; each agent (or session) of `who` gets an account of its own."""
+
+    id: str
+    each: Literal["agent", "session"]
+    limits: tuple[tuple[str, int], ...]  # unit of budget.UNITS -> limit, in the order of UNITS
+    who: Who | None = None  # None: every agent of the file
+    window_ms: int | None = None
+    at: tuple[Threshold, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,7 @@ class Proxy:
         self._thread.join(5)
         if self.process.stderr is not None:
             self.process.stderr.close()
+        print(self.stderr, file=sys.stderr)  # pytest shows it where the test fails
         return code
 
     @property

@@ -256,9 +256,7 @@ def reserve(accounts: Sequence[Account], order: Order) -> Hold | Shortfall:
                 needed = order.amounts.get(unit, 0)
                 if needed < 0:
                     raise ContractBroken(f"a negative amount of {unit}")
-                available = (
-                    term.limit - account.spent.get(unit, 0) - account.held.get(unit, 0)
-                )
+                available = term.limit - account.spent.get(unit, 0) - account.held.get(unit, 0)
                 if unit in order.slices:
                     most = min(available - needed, SLICE_BYTES)
                     granted[unit] = min(granted.get(unit, SLICE_BYTES), most)
@@ -330,35 +328,47 @@ def allocate(held: Iterable[Amount], counted: Mapping[str, int]) -> tuple[Amount
 
 
 def settle(
-    accounts: Iterable[Account], held: Sequence[Amount], spent: Sequence[Amount]
+    accounts: Iterable[Account],
+    held: Iterable[Amount],
+    spent: Iterable[Amount],
+    gone: Iterable[Amount] = (),
 ) -> None:
     """End a reservation: `held` is released, `spent` is booked. What a closed period is owed
     stays with it. A void books nothing.
 
+    `gone` was held too, but `put` has counted it as spent already: nothing more is done about it.
+
     Raises:
-        ContractBroken: more is booked than was held.
+        ContractBroken: more is booked than was held, or was released before. Nothing changed.
     """
-    booked: dict[tuple[str, str], int] = {}
-    for account, unit, amount in held:
-        booked[account, unit] = booked.get((account, unit), 0) + amount
-    for account, unit, amount in spent:
-        if not 0 <= amount <= booked.get((account, unit), -1):
+    booked = _sum_up(spent)
+    releases = _sum_up(held)
+    counted = _sum_up(gone)
+    for key, amount in booked.items():
+        if not 0 <= amount <= releases.get(key, 0) + counted.get(key, 0):
             raise ContractBroken("I2: a settlement beyond what was held")
     named = {account.name: account for account in accounts}
-    for (name, unit), amount in booked.items():
-        known = named.get(name)
-        if known is not None and amount:
-            rest = known.held.get(unit, 0) - amount
-            if rest < 0:
-                raise ContractBroken("I3: a hold released twice")
+    here = [(named[key[0]], key, amount) for key, amount in releases.items() if key[0] in named]
+    for account, key, amount in here:
+        if account.held.get(key[1], 0) < amount:
+            raise ContractBroken("I3: a hold released twice")
+    for account, key, amount in here:
+        unit = key[1]
+        if amount:
+            rest = account.held.pop(unit) - amount
             if rest:
-                known.held[unit] = rest
-            else:
-                del known.held[unit]
-    for name, unit, amount in spent:
-        known = named.get(name)
-        if known is not None and amount:
-            known.spent[unit] = known.spent.get(unit, 0) + amount
+                account.held[unit] = rest
+        if given := min(booked.get(key, 0), amount):
+            account.spent[unit] = account.spent.get(unit, 0) + given
+
+
+def _sum_up(amounts: Iterable[Amount]) -> dict[tuple[str, str], int]:
+    """By account and unit."""
+    found: dict[tuple[str, str], int] = {}
+    for account, unit, amount in amounts:
+        key = account, unit
+        found[key] = found.get(key, 0) + amount
+    return found
 
 
 def find_threshold(account: Account, now_ms: int) -> tuple[Threshold, str] | None:
@@ -418,14 +428,15 @@ def copy(account: Account) -> Account:
 def put(known: Account | None, given: Account) -> Account:
     """An account with the contract of `given`: what `known` spent stays spent (I1).
 
-    Within one period only the contract changes. Where the period is another one, what is still
-    held counts as spent: those requests settle with the period in which they began.
+    Without another window only the contract changes: a period that went by since `given` was read
+    does not come back. With one the period changes too, and what is still held counts as spent:
+    it is `gone` to the settlement of those requests.
     """
     if known is None:
         return copy(given)
     merged = copy(known)
     merged.contract = given.contract
-    if given.name != known.name:
+    if given.name != known.name and given.contract.window_ms != known.contract.window_ms:
         merged.from_ms, merged.name = given.from_ms, given.name
         for unit, amount in known.held.items():
             merged.spent[unit] = merged.spent.get(unit, 0) + amount

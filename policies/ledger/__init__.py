@@ -5,7 +5,7 @@
 
 Rule 1: the log is the truth. A ledger begins as the `Book` that was folded from it, and equals it
         again whenever nothing is held.
-Rule 2: reserve holds on all accounts of an agent or on none (policies/budget.py has the arithmetic).
+Rule 2: reserve holds on all accounts of an agent or on none (policies/budget.py: arithmetic).
 Rule 3: whoever cannot answer raises `LedgerUnavailable`; the request is denied.
 """
 

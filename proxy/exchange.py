@@ -10,7 +10,7 @@ tests/properties/test_exchange_laws.py):
 L1  Forward only after an allow.
 L2  Forward only after the record of that allow is stored.
 L3  Any Failed before Forward ends in Deny.
-L4  Each reservation ends in exactly one settlement or void.
+L4  Each reservation ends in exactly one settlement or void, and no byte passes that is not held.
 L5  The log only grows: one decision per exchange, at most one outcome, the decision first.
 L6  No credential enters: the head arrives without Proxy-* fields, records take names, never values.
 
@@ -23,6 +23,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
+from policies.budget import Amount
 from policies.canonical import RawHead, format_head, strip_request_params
 from policies.engine import decide, screen
 from policies.model import (
@@ -35,6 +36,8 @@ from policies.model import (
     Verdict,
 )
 from policies.policy_set import PolicySet
+from proxy.allowance import IN, OUT, Allowance, Passing, order
+from proxy.response import count_head_bytes
 from proxy.vocabulary import (
     Close,
     DecisionRecord,
@@ -50,11 +53,16 @@ from proxy.vocabulary import (
     Release,
     RequestSent,
     Reserve,
+    ReserveMore,
     Resolve,
     Resolved,
     ResponseEnd,
     ResponseHead,
     ResponseReceived,
+    SliceAnswered,
+    SliceRecord,
+    SliceStored,
+    SliceWanted,
     Stage,
     StoreRecord,
     Target,
@@ -112,11 +120,31 @@ class Exchange:
         self._decisions = 0
         self._outcomes = 0
         self.status: int | None = None
-        self.bytes_out = 0
-        self.bytes_in = 0
+        self.head_bytes = 0  # of the request, in its HTTP/1.1 form
+        self.allowance = Allowance()
+        self._quarantined = False
+        self._reserved_ms = 0
         self._body_out = 0
         self._body_in = 0
         self._cut = ""
+
+    @property
+    def bytes_out(self) -> int:
+        """What was handed to the upstream: canonical HTTP/1.1 head and body, before TLS."""
+        return self.allowance.counted[OUT]
+
+    @property
+    def bytes_in(self) -> int:
+        """What came back, counted alike."""
+        return self.allowance.counted[IN]
+
+    def find_shortage(self, event: Passing) -> SliceWanted | None:
+        """What must be held before `event` may be handled; None: nothing, or it will be cut."""
+        return self.allowance.find_shortage(event) if self.state is State.FORWARDED else None
+
+    def anticipate(self, unit: str) -> SliceWanted | None:
+        """A slice to ask for in time; None: there is enough, or one is on its way."""
+        return self.allowance.anticipate(unit) if self.state is State.FORWARDED else None
 
     def handle(self, event: Event) -> list[Effect]:
         """Advance by one event.
@@ -154,6 +182,7 @@ class Exchange:
     def _on_head(self, event: Head) -> list[Effect]:
         self.target, self.principal, self.request = event.target, event.principal, event.request
         self._detail = event.detail
+        self._quarantined = event.quarantined
         if event.refusal or event.principal is None:
             return self._deny(event.refusal or "credential-missing")
         target = event.target
@@ -165,6 +194,7 @@ class Exchange:
             scheme=event.request.scheme if event.request else None,
             now=event.now,
             observe=self._observe,
+            keep_rules=self._kept(self.policy_set),
         )
         if screened.verdict is Verdict.DENY:
             return self._deny_as(screened)
@@ -191,6 +221,7 @@ class Exchange:
             addresses=event.addresses,
             now=event.now,
             observe=self._observe,
+            keep_rules=self._kept(self.policy_set),
         )
         if decision.verdict is Verdict.DENY:
             return self._deny_as(decision)
@@ -202,13 +233,27 @@ class Exchange:
         self.decision = decision
         self.state = State.RESERVING
         self._reserved = True
-        return [Reserve(decision, request)]
+        head = format_head(request)
+        line = len(head.method) + len(head.target) + len(" HTTP/1.1 ")
+        self.head_bytes = count_head_bytes(head.headers, line)
+        reserve = order(decision, request, self.head_bytes)
+        if OUT in reserve.slices:
+            self.allowance.stream_out()
+        return [reserve]
+
+    def _kept(self, policy_set: PolicySet) -> frozenset[str] | None:
+        return policy_set.keep_rules if self._quarantined else None
 
     def _on_ledger(self, event: LedgerAnswered) -> list[Effect]:
+        self._reserved_ms = event.now_ms
         if not event.refusal:
+            self.allowance.begin(event.hold)
             return self._store_allow()
         self._reserved = False
         self._held = 0  # nothing was held
+        self.allowance.shortfall = short = event.shortfall
+        if short is not None:
+            self._detail = f"{short.account} {short.unit}: {short.needed} > {short.available}"
         return self._deny(event.refusal, self._decided(), event.retry_after_ms)
 
     def _on_allow_stored(self, event: RecordStored) -> list[Effect]:
@@ -216,11 +261,7 @@ class Exchange:
         changed = self._recheck(event)
         if changed:
             self.state = State.DONE
-            return [
-                *self._release(settle=False),
-                *self._outcome(403, changed),
-                self._refuse(changed),
-            ]
+            return [*self._end(403, changed, settle=False), self._refuse(changed)]
         ticket = None
         if self.request is not None:
             ticket = Ticket(self.id, ticket_digest(self.request), self._addresses, self._dial_port)
@@ -229,14 +270,17 @@ class Exchange:
     def _on_deny_stored(self, _event: RecordStored) -> list[Effect]:
         self.state = State.DONE
         decision = self._decided()
-        return [Deny(decision.reason, decision, decision.retry_after_ms)]
+        shortfall = self.allowance.shortfall
+        return [Deny(decision.reason, decision, decision.retry_after_ms, shortfall)]
 
     def _recheck(self, event: RecordStored) -> str:
         """Halt and policy generation, after the record and before the first byte (policy.md
         2.1)."""
         if event.halted:
             return "halted"
-        if event.policy_set is self.policy_set or self.principal is None:
+        was, self._quarantined = self._quarantined, event.quarantined
+        same = event.policy_set is self.policy_set and was == event.quarantined
+        if same or self.principal is None:
             return ""
         if self.request is None:
             again = screen(
@@ -247,6 +291,7 @@ class Exchange:
                 scheme=None,
                 now=event.now,
                 observe=self._observe,
+                keep_rules=self._kept(event.policy_set),
             )
         else:
             again = decide(
@@ -256,42 +301,63 @@ class Exchange:
                 addresses=self._addresses,
                 now=event.now,
                 observe=self._observe,
+                keep_rules=self._kept(event.policy_set),
             )
-        return "" if again.verdict is Verdict.ALLOW else "policy-changed"
+        if again.verdict is Verdict.ALLOW:
+            return ""
+        return "quarantined" if again.reason == "quarantined" else "policy-changed"
 
     # --- while it is under way
 
     def _on_sent(self, event: RequestSent) -> list[Effect]:
         body = self._body_out + (event.count_bytes if event.body else 0)
         limit = self._decided().obligations.max_request_bytes
-        cut = self._cut_beyond(limit, body, "request-too-large")
-        if not cut:  # what is cut here does not leave
-            self.bytes_out += event.count_bytes
-            self._body_out = body
-        return cut
+        if limit is not None and body > limit:
+            return self._cut_off("request-too-large")  # what is cut here does not leave
+        self._body_out = body
+        return self._pass(event)
 
     def _on_response_head(self, event: ResponseHead) -> list[Effect]:
         self.status = event.status
-        self.bytes_in += event.count_bytes
         limit = self._decided().obligations.max_response_bytes
-        return self._cut_beyond(limit, event.length_bytes or 0, "response-too-large")
+        cut = self._pass(event)
+        if not cut and limit is not None and (event.length_bytes or 0) > limit:
+            return self._cut_off("response-too-large")
+        return cut
 
     def _on_received(self, event: ResponseReceived) -> list[Effect]:
-        self.bytes_in += event.count_bytes
         self._body_in += event.count_bytes
         limit = self._decided().obligations.max_response_bytes
-        return self._cut_beyond(limit, self._body_in, "response-too-large")
+        cut = self._pass(event)
+        if not cut and limit is not None and self._body_in > limit:
+            return self._cut_off("response-too-large")
+        return cut
+
+    def _pass(self, event: Passing) -> list[Effect]:
+        """Count what passes; cut where it is not held."""
+        reason = self.allowance.count(event)
+        return self._cut_off(reason) if reason else []
+
+    def _on_slice_wanted(self, event: SliceWanted) -> list[Effect]:
+        return [ReserveMore(event)]
+
+    def _on_slice(self, event: SliceAnswered) -> list[Effect]:
+        if not self.allowance.answer(event):
+            return []
+        return [StoreRecord(SliceRecord(event.hold.amounts, event.now_ms))]
+
+    def _on_slice_stored(self, event: SliceStored) -> list[Effect]:
+        self.allowance.store(event)
+        return []
 
     def _on_end(self, _event: ResponseEnd) -> list[Effect]:
         self.state = State.DONE
-        return [*self._release(settle=True), *self._outcome(self.status, "")]
+        return self._end(self.status, "", settle=True)
 
-    def _cut_beyond(self, limit_bytes: int | None, count_bytes: int, reason: str) -> list[Effect]:
-        if limit_bytes is None or count_bytes <= limit_bytes:
-            return []
+    def _cut_off(self, reason: str) -> list[Effect]:
         self.state = State.DONE
         self._cut = reason
-        return [*self._release(settle=True), *self._outcome(self.status, ""), Close(reason)]
+        return [*self._end(self.status, "", settle=True), Close(reason)]
 
     # --- ends
 
@@ -300,22 +366,23 @@ class Exchange:
         self._detail = event.detail or self._detail
         if self.state is State.FORWARDED:
             self.state = State.DONE
-            settle = self.bytes_out > 0
-            return [
-                *self._release(settle=settle),
-                *self._outcome(self.status, event.reason),
-                Close(event.reason),
-            ]
+            ended = self._end(self.status, event.reason, settle=self.bytes_out > 0)
+            return [*ended, Close(event.reason)]
         if self.state is State.RECORDING_ALLOW:
             self.state = State.DONE
-            outcome = self._outcome(403, event.reason) if event.queued else []
-            return [*self._release(settle=False), *outcome, self._refuse(event.reason)]
+            void = self._release(())
+            outcome = self._outcome(403, event.reason, ()) if event.queued else []
+            return [*void, *outcome, self._refuse(event.reason)]
         if self.state is State.RECORDING_DENY:
             self.state = State.DONE
             reason = self._decided().reason if event.queued else event.reason
             return [self._refuse(reason)]
-        void = self._release(settle=False)
-        return [*void, *self._deny(event.reason, self.decision)]
+        return [*self._release(()), *self._deny(event.reason, self.decision)]
+
+    def _end(self, status: int | None, error: str, *, settle: bool) -> list[Effect]:
+        """The reservation and the outcome; nothing is settled of what never left."""
+        spent = self.allowance.settle() if settle else ()
+        return [*self._release(spent, settle=settle), *self._outcome(status, error, spent)]
 
     def _deny(
         self, reason: str, allowed: Decision | None = None, retry_after_ms: int | None = None
@@ -354,22 +421,25 @@ class Exchange:
                 self._decided(),
                 self._addresses,
                 self._detail,
+                tuple(self.allowance.held),
+                self._reserved_ms,
             )
         )
 
-    def _outcome(self, status: int | None, error: str) -> list[Effect]:
+    def _outcome(self, status: int | None, error: str, spent: tuple[Amount, ...]) -> list[Effect]:
         if self.stage is Stage.CONNECT:
             return []
         self._outcomes += 1
         if self._outcomes > 1:
             raise ContractBroken("L5: a second outcome in one exchange")
-        return [StoreRecord(OutcomeRecord(status, self.bytes_out, self.bytes_in, self._cut, error))]
+        record = OutcomeRecord(status, self.bytes_out, self.bytes_in, self._cut, error, spent)
+        return [StoreRecord(record)]
 
-    def _release(self, *, settle: bool) -> list[Effect]:
+    def _release(self, spent: tuple[Amount, ...], *, settle: bool = False) -> list[Effect]:
         if not self._reserved:
             return []
         self._reserved = False
-        return [Release(settle)]
+        return [Release(settle, spent)]
 
     def _refuse(self, reason: str) -> Deny:
         decision = Decision(Verdict.DENY, reason, (), self.policy_set.digest)
@@ -418,5 +488,8 @@ _STEPS: dict[tuple[State, type[Event]], Callable[[Exchange, Any], list[Effect]]]
     (State.FORWARDED, RequestSent): Exchange._on_sent,
     (State.FORWARDED, ResponseHead): Exchange._on_response_head,
     (State.FORWARDED, ResponseReceived): Exchange._on_received,
+    (State.FORWARDED, SliceWanted): Exchange._on_slice_wanted,
+    (State.FORWARDED, SliceAnswered): Exchange._on_slice,
+    (State.FORWARDED, SliceStored): Exchange._on_slice_stored,
     (State.FORWARDED, ResponseEnd): Exchange._on_end,
 }

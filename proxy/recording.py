@@ -7,7 +7,9 @@ credential.
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
+from policies.budget import Amount
 from policies.model import Principal
 from proxy.call import hide_userinfo
 from proxy.vocabulary import (
@@ -44,9 +46,11 @@ def describe_decision(
         "verdict": decision.verdict.value,
         "reason": decision.reason,
         "read": [{"field": read.field, "outcome": read.outcome} for read in decision.read],
-        "reserve": [],
+        "reserve": describe_amounts(record.reserve),
         "redacted": redacted,
     }
+    if record.reserve:
+        event["time"] = format_time(record.reserved_ms)
     if record.principal is not None:
         event["agent"] = describe_agent(record.principal)
     if decision.would is not None:
@@ -68,7 +72,7 @@ def describe_outcome(decision_id: str, record: OutcomeRecord, elapsed_ms: int) -
         "bytes_out": record.bytes_out,
         "bytes_in": record.bytes_in,
         "ms": elapsed_ms,
-        "settle": [],
+        "settle": describe_amounts(record.settle),
     }
     if record.cut:
         event["cut"] = record.cut
@@ -94,6 +98,19 @@ def describe_malformed(client: str, why: str, seen: bytes) -> AuditEvent:
     if shown:
         event["head"] = shown
     return event
+
+
+def describe_amounts(amounts: tuple[Amount, ...]) -> list[Mapping[str, object]]:
+    """What is held or booked, account by account, in the order given (sorted)."""
+    return [
+        {"account": account, "amount": amount, "unit": unit} for account, unit, amount in amounts
+    ]
+
+
+def format_time(moment_ms: int) -> str:
+    """Milliseconds since 1970 as records write a time: `2026-11-21T12:00:00.000000Z`."""
+    moment = datetime.fromtimestamp(moment_ms // 1000, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment_ms % 1000:03}000Z"
 
 
 def describe_agent(principal: Principal) -> AuditEvent:

@@ -4,12 +4,16 @@ Events go in, effects come out (proxy/exchange.py); whoever performs an effect a
 event. A counterpart of mitmproxy's own events and commands, but for a whole exchange.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
+from policies.budget import Amount, Hold, Shortfall
 from policies.model import Address, Decision, Principal, Request
 from policies.policy_set import PolicySet
+
+_NOTHING_HELD = Hold()
 
 
 class Stage(Enum):
@@ -52,6 +56,7 @@ class Head:
     now: datetime
     refusal: str = ""
     detail: str = ""
+    quarantined: bool = False  # only what the policy keeps for such agents may pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,9 @@ class LedgerAnswered:
 
     refusal: str = ""
     retry_after_ms: int | None = None
+    hold: Hold = _NOTHING_HELD
+    shortfall: Shortfall | None = None  # with `budget-exhausted`
+    now_ms: int = 0  # of the ledger's clock; 0: no budget is concerned
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +90,17 @@ class RecordStored:
     policy_set: PolicySet
     now: datetime
     halted: bool = False
+    quarantined: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RequestSent:
-    """`count_bytes` of the request were handed to the upstream connection: of its `body`, or of its
-    head."""
+    """`count_bytes` of the request are about to be handed to the upstream connection: of its
+    `body`, or of its head."""
 
     count_bytes: int
     body: bool = True
+    divisible: bool = True  # where a budget ends, a part of it may still leave
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +110,7 @@ class ResponseHead:
     status: int
     count_bytes: int
     length_bytes: int | None
+    bodiless: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +118,35 @@ class ResponseReceived:
     """`count_bytes` of the response body, or of WebSocket payload towards the client, arrived."""
 
     count_bytes: int
+    divisible: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SliceWanted:
+    """The stream needs `need_bytes` more of a byte budget than it holds; `whole`: or none."""
+
+    unit: str
+    need_bytes: int
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SliceAnswered:
+    """The ledger holds more for the stream, or refused."""
+
+    unit: str
+    hold: Hold = _NOTHING_HELD
+    refusal: str = ""
+    shortfall: Shortfall | None = None
+    now_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SliceStored:
+    """The slice's record is durable (`refusal` empty), or nobody knows."""
+
+    unit: str
+    refusal: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +172,9 @@ Event = (
     | RequestSent
     | ResponseHead
     | ResponseReceived
+    | SliceWanted
+    | SliceAnswered
+    | SliceStored
     | ResponseEnd
     | Failed
 )
@@ -151,18 +194,30 @@ class Resolve:
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """Hold what the request may spend: rates and (from the budgets issue on) accounts; all or
-    none."""
+    """Hold what the request may spend: rates and accounts; all or none.
+
+    `amounts` and `slices` as in `policies.budget.Order`.
+    """
 
     decision: Decision
     request: Request
+    amounts: Mapping[str, int] = field(default_factory=dict)
+    slices: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveMore:
+    """Hold a further slice for a stream that is under way."""
+
+    wanted: SliceWanted
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """End the reservation: settle it (something was sent) or void it (nothing left)."""
+    """End the reservation: book what was spent, or (`settle` False) nothing, as nothing left."""
 
     settle: bool
+    spent: tuple[Amount, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +230,16 @@ class DecisionRecord:
     decision: Decision
     addresses: tuple[Address, ...]
     detail: str
+    reserve: tuple[Amount, ...] = ()
+    reserved_ms: int = 0  # of the ledger's clock
+
+
+@dataclass(frozen=True, slots=True)
+class SliceRecord:
+    """A further slice of a running stream."""
+
+    reserve: tuple[Amount, ...]
+    reserved_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,13 +251,15 @@ class OutcomeRecord:
     bytes_in: int
     cut: str
     error: str
+    settle: tuple[Amount, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class StoreRecord:
-    """Append a record. A decision is awaited until durable; an outcome is only queued."""
+    """Append a record. A decision and a slice are awaited until durable; an outcome is only
+    queued."""
 
-    record: DecisionRecord | OutcomeRecord
+    record: DecisionRecord | SliceRecord | OutcomeRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +289,7 @@ class Deny:
     reason: str
     decision: Decision
     retry_after_ms: int | None = None
+    shortfall: Shortfall | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,4 +299,4 @@ class Close:
     reason: str
 
 
-Effect = Resolve | Reserve | Release | StoreRecord | Forward | Deny | Close
+Effect = Resolve | Reserve | ReserveMore | Release | StoreRecord | Forward | Deny | Close

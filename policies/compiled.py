@@ -22,7 +22,7 @@ from policies.match import (
 )
 from policies.model import Obligations, Read, Scheme, Verdict
 from policies.outcome import FALSE, TRUE, UNKNOWN, Outcome, negate
-from policies.rule import BODILESS_METHODS, Match, PathParams, Rule, Window
+from policies.rule import BODILESS_METHODS, Cost, Match, PathParams, Rule, Window
 from policies.window import judge_window
 
 _DESTINATION_FIELDS = frozenset({"hosts", "schemes", "ports"})  # what stage 1 knows
@@ -204,13 +204,15 @@ def _plain_fields(rule: Rule) -> list[str]:
 
 def _join_alone(rule: Rule) -> Obligations:
     """The obligations of this rule alone, rates excepted: their keys depend on the caller."""
-    with_ = rule.with_
+    with_, cost = rule.with_, rule.cost
     return _shared_obligations(
         with_.max_request_bytes,
         with_.max_response_bytes,
         with_.capture or "metadata",
         tuple(sorted(set(with_.redact_path))),
         with_.path_params or "refuse",
+        cost,
+        bool(with_.show_budget),
     )
 
 
@@ -221,8 +223,21 @@ def _shared_obligations(
     capture: Literal["metadata", "request", "request_response"],
     redact_path: tuple[int, ...],
     path_params: PathParams,
+    cost: Cost,
+    show_budget: bool,
 ) -> Obligations:
-    return Obligations((), max_request_bytes, max_response_bytes, capture, redact_path, path_params)
+    return Obligations(
+        (),
+        max_request_bytes,
+        max_response_bytes,
+        capture,
+        redact_path,
+        path_params,
+        cost.steps,
+        cost.effort,
+        cost.risk,
+        show_budget,
+    )
 
 
 def compile_rule(rule: Rule) -> CompiledRule:

@@ -10,7 +10,9 @@ Rule 3: shadow rules only ever show in `would`.
 Rule 4: observe mode forwards what lacks an allow and nothing else: not what a deny rule, the
         address guard, the method list, path parameters or a method override refuse. It needs the
         policy's own key and the caller's flag.
-Rule 5: the answer depends on the arguments alone, so a record can be judged again.
+Rule 5: of a quarantined agent only the allows of `keep_rules` count, and observe mode forwards
+        nothing. Denies all count as ever.
+Rule 6: the answer depends on the arguments alone, so a record can be judged again.
 
 Threats A19, B14, E13, F5, F6, G7, G12, G13.
 """
@@ -39,15 +41,17 @@ def decide(
     addresses: tuple[Address, ...],
     now: datetime,
     observe: bool = False,
+    keep_rules: frozenset[str] | None = None,
 ) -> Decision:
     """Judge one canonical request. Never raises.
 
     `addresses` are all answers of the resolver (none: nothing may be dialled); `now` is aware.
-    Deny reasons: agent-unknown, method-not-allowed, denied-by-rule, address-not-public,
-    no-rule-matched, path-not-canonical, method-override, rule-conflict, internal-error.
+    `keep_rules`: None, or those of the policy set where the agent is quarantined. Deny reasons:
+    agent-unknown, method-not-allowed, denied-by-rule, address-not-public, no-rule-matched,
+    quarantined, path-not-canonical, method-override, rule-conflict, internal-error.
     """
     try:
-        return _decide(request, principal, policy_set, addresses, now, observe)[0]
+        return _decide(request, principal, policy_set, addresses, now, observe, keep_rules)[0]
     except Exception:  # noqa: BLE001  the belt under every bug: threats B14, A19
         return _fail(policy_set)
 
@@ -60,10 +64,11 @@ def decide_with_tally(
     addresses: tuple[Address, ...],
     now: datetime,
     observe: bool = False,
+    keep_rules: frozenset[str] | None = None,
 ) -> tuple[Decision, Tally | None, Facts]:
     """`decide`, with what it was made from, for `explain`. None: no rule was asked."""
     try:
-        return _decide(request, principal, policy_set, addresses, now, observe)
+        return _decide(request, principal, policy_set, addresses, now, observe, keep_rules)
     except Exception:  # noqa: BLE001  as above
         return _fail(policy_set), None, Facts(request, addresses, now)
 
@@ -77,15 +82,17 @@ def screen(
     scheme: Scheme | None,
     now: datetime,
     observe: bool = False,
+    keep_rules: frozenset[str] | None = None,
 ) -> Decision:
     """Stage 1: refuse a destination that no allow could still match. Never raises.
 
     `scheme` None (at CONNECT) means either. Addresses are not judged here. An allow means only "go
-    on" and names a rule that could match. Deny reasons: agent-unknown, host-not-allowed,
-    denied-by-rule (a deny matches whatever comes), internal-error.
+    on" and names a rule that could match. `keep_rules` as for `decide`. Deny reasons:
+    agent-unknown, host-not-allowed, quarantined, denied-by-rule (a deny matches whatever comes),
+    internal-error.
     """
     try:
-        return _screen(principal, policy_set, host, port, scheme, now, observe)
+        return _screen(principal, policy_set, host, port, scheme, now, observe, keep_rules)
     except Exception:  # noqa: BLE001  as above
         return _fail(policy_set)
 
@@ -97,6 +104,7 @@ def _decide(
     addresses: tuple[Address, ...],
     now: datetime,
     observe: bool,
+    keep_rules: frozenset[str] | None,
 ) -> tuple[Decision, Tally | None, Facts]:
     facts = Facts(request, _add_literal(request.host, addresses), now)
     agent = policy_set.agents.get(principal.agent)
@@ -107,8 +115,12 @@ def _decide(
     tally = gather(request, agent, policy_set, facts)
     if tally.denies:
         return _deny_by_rules(tally, policy_set), tally, facts
+    if keep_rules is not None:
+        tally.keep(keep_rules)
     if tally.allows:
         return _grant(request, principal, agent, policy_set, tally), tally, facts
+    if keep_rules is not None:
+        return _deny("quarantined", policy_set), tally, facts
     return _refuse(request, policy_set, tally, facts, observe), tally, facts
 
 
@@ -120,6 +132,7 @@ def _screen(
     scheme: Scheme | None,
     now: datetime,
     observe: bool,
+    keep_rules: frozenset[str] | None,
 ) -> Decision:
     agent = policy_set.agents.get(principal.agent)
     if agent is None:
@@ -138,12 +151,16 @@ def _screen(
             closed.update(wall.id for wall in hit)
             continue
         for opening in openings:
+            if keep_rules is not None and opening.rule.id not in keep_rules:
+                continue
             if opening.could_match(facts) == TRUE:
                 if not opening.is_shadow:
                     return Decision(_ALLOW, "allowed", (opening.id,), policy_set.digest)
                 would = would or Would(_ALLOW, (opening.id,))
     if closed:
         return _deny("denied-by-rule", policy_set, rules=tuple(sorted(closed)))
+    if keep_rules is not None:
+        return _deny("quarantined", policy_set)
     if _observes(policy_set, observe):
         return Decision(_ALLOW, "observed", (), policy_set.digest, Would(_DENY))
     return _deny("host-not-allowed", policy_set, would=would)

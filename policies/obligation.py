@@ -1,6 +1,7 @@
 """The obligations of several matching allow rules become one. PURE.
 
-Rule 1: what limits, adds up: every rate applies, the smallest size wins, redactions are united.
+Rule 1: what limits, adds up: every rate applies, the smallest size wins, redactions are united,
+        steps and effort are summed, of risk the largest counts.
 Rule 2: what can have one value only (`capture`, `path_params`) comes from the most specific rule
         that says anything; two equally specific rules that disagree are a Conflict, a denial.
 
@@ -70,6 +71,10 @@ def join_obligations(
         capture,
         tuple(sorted({segment for one in each for segment in one.redact_path})),
         path_params,
+        steps=sum(one.steps for one in each),
+        effort=sum(one.effort for one in each),
+        risk=max(one.risk for one in each),
+        show_budget=any(one.show_budget for one in each),
     )
 
 

@@ -4,6 +4,8 @@
 
 Rule 1: immutable and complete. A reload builds another one and swaps one reference.
 Rule 2: the digest is given, not computed here: it covers the file's tree (compile.py).
+Rule 3: what is asked on every request is looked up, not searched: `budgets_of` was resolved through
+        groups when the set was built.
 """
 
 from collections.abc import Hashable, Iterable, Mapping
@@ -14,7 +16,7 @@ from typing import Any
 from policies.compiled import CompiledRule, compile_rule
 from policies.index import HostIndex, paths_for
 from policies.model import Scheme
-from policies.rule import Agent, Defaults, PathPattern, Rate, Rule, Who
+from policies.rule import Agent, Budget, Defaults, PathPattern, Rate, Rule, Who
 from policies.target import loosen_path
 
 
@@ -29,6 +31,15 @@ class PolicySet:
     defaults: Defaults
     rules: tuple[Rule, ...]
     index: HostIndex[CompiledRule] = field(compare=False, repr=False)
+    budgets: Mapping[str, Budget] = MappingProxyType({})
+    keep_rules: frozenset[str] = frozenset()  # ids of what a quarantined agent may still do
+    drawn: Mapping[str, tuple[Budget, ...]] = field(  # by agent id; agents without: absent
+        default=MappingProxyType({}), compare=False, repr=False
+    )
+
+    def budgets_of(self, agent_id: str) -> tuple[Budget, ...]:
+        """The budgets whose `who` reaches an agent, by id; none for an agent nobody knows."""
+        return self.drawn.get(agent_id, ())
 
 
 def build(
@@ -38,17 +49,24 @@ def build(
     defaults: Defaults,
     digest: str,
     name: str,
+    budgets: Iterable[Budget] = (),
+    keep_rules: frozenset[str] = frozenset(),
 ) -> PolicySet:
     """Compile and index validated rules. The order of `rules` has no meaning.
 
     Raises:
-        ValueError: two rules, agents or rates share an id, a rule names an unknown rate, or a
-            regular expression is bad. The validator reports all of these as findings before.
+        ValueError: two rules, agents, rates or budgets share an id, a rule names an unknown rate,
+            `keep_rules` an unknown rule, or a regular expression is bad. The validator reports
+            all of these as findings before.
     """
     pool: dict[Hashable, Any] = {}
     all_rules = tuple([_share(rule, pool) for rule in rules])
-    _key_by_id("rule", all_rules)
+    lost = keep_rules - _key_by_id("rule", all_rules).keys()
+    if lost:
+        raise ValueError(f"quarantine keeps the unknown rule `{min(lost)}`")
     known_rates = _key_by_id("rate", rates)
+    known_agents = _key_by_id("agent", agents)
+    known_budgets = _key_by_id("budget", budgets)
     for rule in all_rules:
         for rate in rule.with_.rates:
             if rate not in known_rates:
@@ -56,15 +74,45 @@ def build(
     return PolicySet(
         digest,
         name,
-        _key_by_id("agent", agents),
+        known_agents,
         known_rates,
         defaults,
         all_rules,
-        _build_index(all_rules),
+        _build_index(all_rules, keep_rules),
+        known_budgets,
+        keep_rules,
+        _resolve_budgets(known_agents.values(), known_budgets.values()),
     )
 
 
-def _key_by_id[T: (Rule, Agent, Rate)](kind: str, entries: Iterable[T]) -> Mapping[str, T]:
+def reaches(who: Who | None, agent: Agent) -> bool:
+    """Whether `who` means an agent, itself or as a member of a group."""
+    return who is None or agent.id in who.agents or not who.groups.isdisjoint(agent.groups)
+
+
+def _resolve_budgets(
+    agents: Iterable[Agent], budgets: Iterable[Budget]
+) -> Mapping[str, tuple[Budget, ...]]:
+    ordered = sorted(budgets, key=lambda budget: budget.id)
+    everyone = {budget.id for budget in ordered if budget.who is None}
+    by_name: dict[tuple[str, str], set[str]] = {}
+    for budget in ordered:
+        who = budget.who or Who()
+        for key in [("agent", one) for one in who.agents] + [("group", one) for one in who.groups]:
+            by_name.setdefault(key, set()).add(budget.id)
+    shared: dict[frozenset[str], tuple[Budget, ...]] = {}  # thousands of agents, few combinations
+    drawn: dict[str, tuple[Budget, ...]] = {}
+    for agent in agents:
+        named = [by_name.get(("group", group), ()) for group in agent.groups]
+        ids = frozenset(everyone.union(by_name.get(("agent", agent.id), ()), *named))
+        if ids not in shared:
+            shared[ids] = tuple(budget for budget in ordered if budget.id in ids)
+        if ids:
+            drawn[agent.id] = shared[ids]
+    return MappingProxyType(drawn)
+
+
+def _key_by_id[T: (Rule, Agent, Rate, Budget)](kind: str, entries: Iterable[T]) -> Mapping[str, T]:
     keyed: dict[str, T] = {}
     for entry in entries:
         if entry.id in keyed:
@@ -98,7 +146,7 @@ def _share(rule: Rule, pool: dict[Hashable, Any]) -> Rule:
     return replace(rule, match=shared, who=one(rule.who), with_=one(rule.with_))
 
 
-def _build_index(rules: tuple[Rule, ...]) -> HostIndex[CompiledRule]:
+def _build_index(rules: tuple[Rule, ...], keep_rules: frozenset[str]) -> HostIndex[CompiledRule]:
     index: HostIndex[CompiledRule] = HostIndex()
     opened: set[tuple[int, Who | None, frozenset[Scheme] | None, bool]] = set()
     for rule in rules:
@@ -109,11 +157,13 @@ def _build_index(rules: tuple[Rule, ...]) -> HostIndex[CompiledRule]:
             if compiled.is_wall():
                 table.add_wall(rule.who, compiled)
             elif not compiled.is_deny:
-                # stage 1 needs one witness, so of ten thousand alike it keeps the first
+                # stage 1 needs one witness, so of ten thousand alike it keeps the first, and all
+                # that still count for a quarantined agent
                 alike = (id(table), rule.who, rule.match.schemes, rule.shadow)
-                if compiled.gates or alike not in opened:
+                special = bool(compiled.gates) or rule.id in keep_rules
+                if special or alike not in opened:
                     table.add_opening(rule.who, compiled)
-                if not compiled.gates:
+                if not special:
                     opened.add(alike)
     return index
 

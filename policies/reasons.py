@@ -145,6 +145,13 @@ _ALL = (
            "Try again later, with fewer connections.", "`--max-connections`", retryable=True),
     Reason("draining", 403, "The proxy is shutting down",
            "Try again later.", "the server was told to stop", retryable=True),
+    Reason("quarantined", 403, "This agent is in quarantine",
+           "Do not retry; only what the operator keeps open for quarantined agents still passes.",
+           "`tollkeeper budget show` names the cause; `quarantine: { keep_rules: […] }` says what"
+           " stays open"),
+    Reason("budget-exhausted", 403, "The budget of this agent is used up",
+           "Do not retry; `remaining` says what is left, and whether a new period begins.",
+           "`tollkeeper budget show`; edit the limit, then `tollkeeper budget raise`"),
     Reason("halted", 403, "This agent has been halted",
            "Do not retry; the halt cannot be undone.", "a new agent id is the way back"),
     Reason("client-gone", 403, "The client went away",

@@ -22,7 +22,15 @@ from policies.target import loosen_path, strip_params
 class Tally:
     """Which rules of a policy set match one request."""
 
-    __slots__ = ("allows", "blocked", "denies", "shadow_allows", "shadow_denies", "unsure")
+    __slots__ = (
+        "allows",
+        "blocked",
+        "denies",
+        "shadow_allows",
+        "shadow_denies",
+        "suspended",
+        "unsure",
+    )
 
     def __init__(self) -> None:
         self.denies: list[CompiledRule] = []
@@ -30,6 +38,7 @@ class Tally:
         self.shadow_denies: list[CompiledRule] = []
         self.shadow_allows: list[CompiledRule] = []
         self.blocked: list[CompiledRule] = []  # allows that only the addresses keep from matching
+        self.suspended: list[CompiledRule] = []  # allows that quarantine keeps from counting
         self.unsure: dict[CompiledRule, Facts] = {}  # denies that match on an unknown
 
     def count(self, rule: CompiledRule, facts: Facts) -> None:
@@ -44,6 +53,11 @@ class Tally:
                 self.shadow_allows.append(rule)
             else:
                 self.allows.append(rule)
+
+    def keep(self, rules: frozenset[str]) -> None:
+        """Quarantine: of the allows only those with these ids count."""
+        self.suspended = [allow for allow in self.allows if allow.rule.id not in rules]
+        self.allows = [allow for allow in self.allows if allow.rule.id in rules]
 
     def _count_deny(self, rule: CompiledRule, facts: Facts) -> None:
         outcome: Outcome

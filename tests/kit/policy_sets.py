@@ -9,7 +9,7 @@ from policies.engine import decide
 from policies.model import Address, Decision, Principal, Request, Verdict
 from policies.pattern import BadPattern, parse_host, parse_path
 from policies.policy_set import PolicySet, build
-from policies.rule import Agent, Defaults, Match, Rate, Rule
+from policies.rule import Agent, Budget, Defaults, Match, Rate, Rule
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 PUBLIC: tuple[Address, ...] = (ip_address("93.184.216.34"),)
@@ -52,9 +52,16 @@ def deny(rule_id: str, hosts: str = "", paths: str = "", methods: str = "", **re
     )
 
 
-def policy(*rules: Rule, rates: tuple[Rate, ...] = (), **defaults: Any) -> PolicySet:
+def policy(
+    *rules: Rule,
+    rates: tuple[Rate, ...] = (),
+    budgets: tuple[Budget, ...] = (),
+    keep_rules: frozenset[str] = frozenset(),
+    **defaults: Any,
+) -> PolicySet:
     """A policy set with the agents `coder` (group `team`) and `reviewer`."""
-    return build(rules, AGENTS, rates, Defaults(**defaults), "d1g3st", "test")
+    settings = Defaults(**defaults)
+    return build(rules, AGENTS, rates, settings, "d1g3st", "test", budgets, keep_rules)
 
 
 def get(path: str = "/", host: str = "a.com", **fields: Any) -> Request:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from types import SimpleNamespace
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -13,7 +13,7 @@ from policies.engine import decide, decide_with_tally, screen
 from policies.match import Facts
 from policies.model import Decision, Obligations, Principal, RateUse, Read, Verdict, Would
 from policies.policy_set import PolicySet
-from policies.rule import DestIp, Match, Predicate, Rate, Rule, Who, Window, With
+from policies.rule import Cost, DestIp, Match, Predicate, Rate, Rule, Who, Window, With
 from tests.kit.policy_sets import CODER, NOW, PUBLIC, allow, ask, deny, get, match, policy
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -370,6 +370,8 @@ def test_obligations_join() -> None:
         "metadata",
         (1, 2),
         "refuse",
+        steps=2,
+        effort=2,
     )
 
 
@@ -550,3 +552,95 @@ def test_stage_1_lets_pass_whatever_stage_3_may_allow(agent: str) -> None:
     assert screen(principal, policy(*rules), **place).verdict is Verdict.ALLOW
     other = Principal("reviewer" if agent == "coder" else "coder", "", "")
     assert screen(other, policy(*rules), **place).verdict is Verdict.DENY
+
+
+PLACE: dict[str, Any] = {"host": "a.com", "port": 443, "scheme": None, "now": NOW}
+KEEP = frozenset({"kept"})
+
+
+def judge_in_quarantine(
+    policy_set: PolicySet, request: Any = None, address: str = "", observe: bool = False
+) -> Decision:
+    addresses = (ip_address(address),) if address else PUBLIC
+    asked: dict[str, Any] = {"addresses": addresses, "now": NOW, "observe": observe}
+    return decide(request or get(), CODER, policy_set, keep_rules=policy_set.keep_rules, **asked)
+
+
+def test_of_a_quarantined_agent_only_the_kept_rules_count() -> None:
+    rules = policy(allow("kept", methods="GET"), allow("other"), keep_rules=KEEP)
+    assert outcome(judge_in_quarantine(rules)) == ("allow", "allowed", ("kept",))
+    refused = judge_in_quarantine(rules, get(method="POST"))
+    assert outcome(refused) == ("deny", "quarantined", ())
+    assert ask(get(method="POST"), rules).verdict is Verdict.ALLOW, "of others all count"
+
+
+def test_the_cost_of_rules_that_do_not_count_is_not_paid() -> None:
+    dear = allow("other", cost=Cost(50, 50, 50), with_=With(show_budget=True))
+    joined = judge_in_quarantine(policy(allow("kept"), dear, keep_rules=KEEP)).obligations
+    assert joined == Obligations()
+
+
+def test_a_deny_counts_in_quarantine_as_ever() -> None:
+    rules = policy(allow("kept"), deny("d"), keep_rules=KEEP)
+    assert judge_in_quarantine(rules).reason == "denied-by-rule"
+    assert screen(CODER, rules, keep_rules=KEEP, **PLACE).reason == "denied-by-rule"
+
+
+UNKEPT = {
+    "nothing is kept": (policy(allow("other")), get(), ""),
+    "nothing matches": (policy(allow("kept", "b.com"), keep_rules=KEEP), get(), ""),
+    "a private address": (policy(allow("kept"), keep_rules=KEEP), get(), "10.0.0.1"),
+    "a shadow rule": (policy(allow("kept", shadow=True), keep_rules=KEEP), get(), ""),
+    "observe mode": (policy(mode="observe"), get(), ""),
+}
+
+
+@pytest.mark.parametrize(("rules", "request_", "address"), UNKEPT.values(), ids=UNKEPT)
+def test_what_is_not_kept_is_refused_as_quarantined(
+    rules: PolicySet, request_: Any, address: str
+) -> None:
+    decision = judge_in_quarantine(rules, request_, address, observe=True)
+    assert outcome(decision) == ("deny", "quarantined", ())
+
+
+def test_stage_1_finds_a_kept_rule_among_many_alike() -> None:
+    """Stage 1 keeps one witness of rules that are alike: a kept one is always a witness."""
+    alike = [allow(f"r{number}") for number in range(20)]
+    rules = policy(*alike, allow("kept"), *[allow(f"s{n}") for n in range(20)], keep_rules=KEEP)
+    assert outcome(screen(CODER, rules, keep_rules=KEEP, **PLACE)) == (
+        "allow",
+        "allowed",
+        ("kept",),
+    )
+    assert screen(CODER, rules, keep_rules=frozenset(), **PLACE).reason == "quarantined"
+    assert screen(CODER, rules, **PLACE).verdict is Verdict.ALLOW
+
+
+def test_stage_1_observes_nothing_for_a_quarantined_agent() -> None:
+    rules = policy(mode="observe")
+    asked = PLACE | {"observe": True}
+    assert screen(CODER, rules, **asked).reason == "observed"
+    assert screen(CODER, rules, keep_rules=frozenset(), **asked).reason == "quarantined"
+
+
+def test_an_agent_that_nobody_knows_is_unknown_before_it_is_quarantined() -> None:
+    stranger, rules = Principal("stranger", "", ""), policy(allow("kept"), keep_rules=KEEP)
+    asked: dict[str, Any] = {"keep_rules": KEEP}
+    decision = decide(get(), stranger, rules, addresses=PUBLIC, now=NOW, **asked)
+    assert decision.reason == "agent-unknown"
+    assert screen(stranger, rules, **asked, **PLACE).reason == "agent-unknown"
+
+
+def test_an_explanation_knows_which_rules_are_suspended() -> None:
+    rules = policy(allow("kept"), allow("other"), keep_rules=KEEP)
+    _, tally, _ = decide_with_tally(
+        get(), CODER, rules, addresses=PUBLIC, now=NOW, keep_rules=frozenset()
+    )
+    assert tally is not None
+    assert sorted(rule.id for rule in tally.suspended) == ["kept", "other"]
+    assert tally.allows == []
+
+
+def test_what_observe_mode_forwards_costs_what_a_request_costs() -> None:
+    decision = ask(get(), policy(mode="observe"), observe=True)
+    assert (decision.reason, decision.obligations) == ("observed", Obligations(steps=1, effort=1))

@@ -1,13 +1,16 @@
 """What several allows owe together: policy.md 2.6."""
 
+import random
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from policies.compiled import compile_rule
 from policies.model import Obligations, Principal, RateUse
 from policies.obligation import Conflict, Specificity, join_obligations, rank
-from policies.rule import Rate, Rule, Who, With
+from policies.rule import Cost, Rate, Rule, Who, With
 from tests.kit.policy_sets import AGENTS, CODER, allow, get
 
 RATES = {name: Rate(name, name, 1, 1000, 1) for name in ("agent", "session", "rule")}
@@ -111,3 +114,37 @@ def test_equal_rules_that_disagree_are_a_conflict(field: str) -> None:
     rules = [allow(f"r{n}", with_=With(**{field: value})) for n, value in enumerate(values)]  # type: ignore[arg-type]
     assert join(*rules) == Conflict(field, ("r0", "r1"))  # type: ignore[arg-type]
     assert join(*rules[::-1]) == Conflict(field, ("r0", "r1"))  # type: ignore[arg-type]
+
+
+def test_steps_and_effort_add_up_and_the_largest_risk_counts() -> None:
+    """A rule that names no cost costs one step and one effort, beside others as well as alone."""
+    assert join(allow("a", cost=Cost(5, 7, 3))) == Obligations(steps=5, effort=7, risk=3)
+    joined = join(allow("a", cost=Cost(5, 7, 3)), allow("b"), allow("c", cost=Cost(0, 0, 9)))
+    assert joined == Obligations(steps=6, effort=8, risk=9)
+
+
+def test_one_rule_that_shows_the_budget_is_enough() -> None:
+    shows, hides = With(show_budget=True), With(show_budget=False)
+    assert join(allow("a", with_=shows)) == Obligations(show_budget=True)
+    assert join(allow("a", with_=hides)) == join(allow("a")) == Obligations()
+    both = join(allow("a", with_=hides), allow("b", with_=shows), allow("c"))
+    assert both == Obligations(steps=3, effort=3, show_budget=True)
+
+
+costs = st.builds(Cost, *[st.integers(0, 1000)] * 3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(costs, min_size=1, max_size=6), st.randoms())
+def test_the_order_of_rules_has_no_part_in_what_they_cost(
+    found: list[Cost], shuffle: random.Random
+) -> None:
+    rules = [allow(f"r{number}", cost=cost) for number, cost in enumerate(found)]
+    joined = join(*rules)
+    shuffle.shuffle(rules)
+    assert join(*rules) == joined
+    assert joined == Obligations(
+        steps=sum(cost.steps for cost in found),
+        effort=sum(cost.effort for cost in found),
+        risk=max(cost.risk for cost in found),
+    )

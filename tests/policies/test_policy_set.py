@@ -1,10 +1,12 @@
 """Building a policy set, and the index it is asked through."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from policies.model import Verdict
-from policies.policy_set import build
-from policies.rule import Agent, Defaults, Rate, Rule, With
+from policies.policy_set import PolicySet, build, reaches
+from policies.rule import Agent, Budget, Defaults, Rate, Rule, Who, With
 from tests.kit.policy_sets import AGENTS, allow, ask, deny, get, policy
 
 
@@ -75,3 +77,57 @@ def test_a_wildcard_never_takes_an_address() -> None:
 
 def test_an_agent_that_no_rule_names_gets_the_rules_for_everyone() -> None:
     assert ask(get(), policy(allow("r"))).rules == ("r",)
+
+
+def budget(name: str, who: Who | None = None) -> Budget:
+    return Budget(name, "agent", (("requests", 10),), who)
+
+
+MEMBERS = (Agent("a", frozenset({"x", "y"})), Agent("b", frozenset({"y"})), Agent("c"))
+
+
+def names_of(built: PolicySet, agent: str) -> list[str]:
+    return [one.id for one in built.budgets_of(agent)]
+
+
+def test_the_budgets_of_an_agent_are_resolved_through_its_groups() -> None:
+    budgets = [
+        budget("zero", Who()),
+        budget("named", Who(frozenset({"a", "c"}))),
+        budget("both", Who(frozenset({"b"}), frozenset({"x"}))),
+        budget("all"),
+    ]
+    built = build([], MEMBERS, [], Defaults(), "d", "n", budgets)
+    assert names_of(built, "a") == ["all", "both", "named"]
+    assert names_of(built, "b") == ["all", "both"]
+    assert names_of(built, "c") == ["all", "named"]
+    assert built.budgets_of("stranger") == ()
+    assert set(built.budgets) == {"zero", "named", "both", "all"}
+
+
+agent_sets = st.frozensets(st.sampled_from("abc"))
+who_is = st.none() | st.builds(Who, agent_sets, st.frozensets(st.sampled_from("xyz")))
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(who_is, max_size=6))
+def test_the_table_of_budgets_says_what_each_who_says(selectors: list[Who | None]) -> None:
+    budgets = [budget(f"b{number}", who) for number, who in enumerate(selectors)]
+    built = build([], MEMBERS, [], Defaults(), "d", "n", budgets)
+    for agent in MEMBERS:
+        expected = [one.id for one in budgets if reaches(one.who, agent)]
+        assert names_of(built, agent.id) == expected
+
+
+def test_a_budget_given_twice_and_an_unknown_kept_rule_are_refused() -> None:
+    with pytest.raises(ValueError, match="duplicate budget `b`"):
+        build([], [], [], Defaults(), "d", "n", [budget("b"), budget("b")])
+    with pytest.raises(ValueError, match="unknown rule `none`"):
+        build([allow("a")], [], [], Defaults(), "d", "n", [], frozenset({"a", "none"}))
+
+
+def test_a_policy_set_keeps_what_quarantine_leaves_open() -> None:
+    built = build([allow("a")], [], [], Defaults(), "d", "n", keep_rules=frozenset({"a"}))
+    assert built.keep_rules == {"a"}
+    assert policy(allow("a")).keep_rules == frozenset()
+    assert policy(allow("a")).budgets == {}

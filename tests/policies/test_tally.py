@@ -86,3 +86,11 @@ def test_what_a_rule_does_with_parameters_matters_only_where_there_are_some() ->
 
 def test_public_is_what_the_address_says() -> None:
     assert tallied(get(), allow("a"), address=str(PUBLIC[0])).allows
+
+
+def test_quarantine_sets_aside_every_allow_that_is_not_kept() -> None:
+    tally = tallied(get(), allow("a"), allow("b"), deny("d"))
+    tally.keep(frozenset({"b", "d"}))
+    assert [rule.id for rule in tally.allows] == ["b"]
+    assert [rule.id for rule in tally.suspended] == ["a"]
+    assert [rule.id for rule in tally.denies] == ["d"]

@@ -3,8 +3,9 @@
     reason code + ids  --deny-->  Denial  --render-->  status, header fields, body
                                              \\-- fails? -->  LAST_RESORT, a constant
 
-Rule 1: the only inputs are a code of policies/reasons.py, ids and a time. No host, address, path,
-        exception or version can be named here, because none can get in.
+Rule 1: the only inputs are a code of policies/reasons.py, ids, a time, and what the agent's own
+        budgets have left: ids, units and numbers. No host, address, path, exception or version can
+        be named here, because none can get in.
 Rule 2: no denial is a 2xx. A code that is unknown, or that is no refusal, becomes `internal-error`.
 Rule 3: `LAST_RESORT` and `BAD_REQUEST` are built at import: where they are needed, formatting has
         just failed (threats A19).
@@ -15,10 +16,13 @@ Problem details: RFC 9457. Proxy-Status: RFC 9209. gRPC: its HTTP/2 protocol, "T
 import html
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from policies.budget import Left, format_moment
 from policies.reasons import REASONS
+from proxy.budget_header import gather
 
 TYPE_PREFIX = "urn:tollkeeper:reason:"
 
@@ -38,6 +42,8 @@ _GRPC_DENIED = 7
 _ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")  # as in policies.yaml
 _QUALITY = re.compile(r"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
 _ACCEPT_CHARS_MAX = 1024  # browsers send 150; past this nobody is reading a page
+_EXHAUSTED = "budget-exhausted"
+_MOMENT_MAX_MS = 253_402_300_799_000  # the last second of the year 9999: RFC 3339 ends there
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,7 @@ class Denial:
     retryable: bool  # the same request may pass later
     guidance: str  # what to do, and when
     retry_after_ms: int | None = None
+    remaining: Mapping[str, Mapping[str, int]] | None = None  # of the agent's budgets, by unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +86,15 @@ def deny(
     agent: str | None = None,
     rule: str | None = None,
     retry_after_ms: int | None = None,
+    remaining: tuple[Left, ...] = (),
+    reopens_ms: int | None = None,
 ) -> Denial:
     """The denial for one reason code. Total: every input gives one, whatever went wrong before.
 
-    `rule` must be a rule of `agent` itself: an agent never learns another one's rules. Ids that do
-    not look like ids are left out. `retry_after_ms` counts from now and only with status 429.
+    `rule` and `remaining` must be those of `agent` itself: an agent never learns another one's.
+    Ids that do not look like ids are left out. `retry_after_ms` counts from now and only with
+    status 429. `remaining` and `reopens_ms` (since 1970; when the exhausted account's next period
+    begins, None or 0: never) only count with `budget-exhausted`.
     """
     known = REASONS.get(reason)
     if known is None or not 400 <= known.status <= 599:
@@ -100,8 +111,11 @@ def deny(
         agent=_checked(agent),
         rule=_checked(rule),
         retryable=known.retryable,
-        guidance=_guide(known.status, known.retryable, wait_ms),
+        guidance=_guide_budget(reopens_ms)
+        if known.code == _EXHAUSTED
+        else _guide(known.status, known.retryable, wait_ms),
         retry_after_ms=wait_ms,
+        remaining=_tell(remaining) if known.code == _EXHAUSTED else None,
     )
 
 
@@ -141,9 +155,23 @@ def _guide(status: int, retryable: bool, wait_ms: int | None) -> str:
     return "retry later, with growing pauses" if retryable else "do not retry"
 
 
+def _guide_budget(reopens_ms: int | None) -> str:
+    if reopens_ms is None or not 0 < reopens_ms <= _MOMENT_MAX_MS:
+        return "do not retry; the operator has to raise the budget"
+    return f"the budget opens again at {format_moment(reopens_ms)}; do not retry before"
+
+
+def _tell(left: tuple[Left, ...]) -> Mapping[str, Mapping[str, int]] | None:
+    return gather(one for one in left if _ID.fullmatch(one.budget)) or None
+
+
 def _checked(text: str | None) -> str | None:
     """An id that is an id, or None."""
     return text if text and _ID.fullmatch(text) else None
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _seconds(milliseconds: int) -> int:
@@ -174,7 +202,9 @@ _HTML_FIELDS = (
 
 
 def _grpc_fields(denial: Denial) -> tuple[tuple[bytes, bytes], ...]:
-    message = f"{denial.detail} ({denial.reason})".replace("%", "%25")
+    # the one guidance that says more than the detail does
+    more = f" {_capital(denial.guidance)}." if denial.reason == _EXHAUSTED else ""
+    message = f"{denial.detail}{more} ({denial.reason})".replace("%", "%25")
     return (
         (b"Content-Type", b"application/grpc"),
         (b"Grpc-Status", b"%d" % _GRPC_STATUSES.get(denial.status, _GRPC_DENIED)),
@@ -194,6 +224,7 @@ def _problem(denial: Denial) -> bytes:
         "rule": denial.rule,
         "retryable": denial.retryable,
         "guidance": denial.guidance,
+        "remaining": denial.remaining,
     }
     present = {name: value for name, value in members.items() if value is not None}
     return json.dumps(present, separators=(",", ":")).encode("ascii") + b"\n"
@@ -203,6 +234,11 @@ def _page(denial: Denial) -> bytes:
     title, detail = html.escape(denial.title), html.escape(denial.detail)
     rows = {"reason": denial.reason, "decision": denial.decision_id, "guidance": denial.guidance}
     rows |= {name: value for name in ("agent", "rule") if (value := getattr(denial, name))}
+    if denial.remaining:
+        rows["remaining"] = "; ".join(
+            f"{budget}: " + ", ".join(f"{amount} {unit}" for unit, amount in units.items())
+            for budget, units in denial.remaining.items()
+        )
     table = "".join(f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in rows.items())
     text = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'

@@ -4,10 +4,12 @@ import json
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from policies.budget import UNITS, Left
 from policies.reasons import REASONS
+from proxy.budget_header import BUDGETS_MAX
 from proxy.denial import BAD_REQUEST, LAST_RESORT, Denial, Rendered, connect_phrase, deny, render
 
 DECISION = "9f2c" * 8
@@ -92,20 +94,113 @@ def test_no_answer_names_a_version_an_address_a_url_or_a_trace(code: str, form: 
     assert not LEAKS.search(wire.replace(b"HTTP/1.1", b""))
 
 
+LEFT = (
+    Left("daily", "requests", 0, 1000, 1_795_305_600_000),
+    Left("daily", "bytes_out", 4999, 50_000_000, 1_795_305_600_000),
+    Left("life", "steps", 12, 400, 0),
+)
+MIDNIGHT_MS = 1_795_305_600_000
+
+
+def test_a_used_up_budget_says_what_is_left_and_when_it_opens_again() -> None:
+    denial = deny(
+        "budget-exhausted",
+        decision_id=DECISION,
+        agent="coder",
+        remaining=LEFT,
+        reopens_ms=MIDNIGHT_MS,
+    )
+    rendered = show(denial)
+    assert rendered.status == 403
+    assert rendered.body == (
+        b'{"type":"urn:tollkeeper:reason:budget-exhausted",'
+        b'"title":"The budget of this agent is used up","status":403,"detail":"The budget of this'
+        b' agent is used up: %b","reason":"budget-exhausted","decision":"%b",'
+        b'"agent":"coder","retryable":false,"guidance":"the budget opens again at'
+        b' 2026-11-22T00:00:00Z; do not retry before","remaining":{"daily":{"requests":0,'
+        b'"bytes_out":4999},"life":{"steps":12}}}\n'
+    ) % (
+        (advice := REASONS["budget-exhausted"].advice)[:1].lower().encode() + advice[1:].encode(),
+        DECISION.encode(),
+    )
+    assert "retry-after" not in fields(rendered)  # the moment is in the guidance; nobody polls
+
+
+NEVER = {"no window": None, "0": 0, "in the past of time": -5, "beyond the year 9999": 2**60}
+
+
+@pytest.mark.parametrize("reopens_ms", NEVER.values(), ids=NEVER)
+def test_a_budget_that_never_opens_again_needs_the_operator(reopens_ms: int | None) -> None:
+    denial = deny(
+        "budget-exhausted", decision_id=DECISION, remaining=LEFT[2:], reopens_ms=reopens_ms
+    )
+    assert denial.guidance == "do not retry; the operator has to raise the budget"
+    assert not denial.retryable
+
+
+def test_page_and_grpc_message_tell_the_same() -> None:
+    denial = deny("budget-exhausted", decision_id=DECISION, remaining=LEFT, reopens_ms=MIDNIGHT_MS)
+    page = show(denial, "page").body.decode()
+    assert "<dt>remaining</dt><dd>daily: 0 requests, 4999 bytes_out; life: 12 steps</dd>" in page
+    assert "opens again at 2026-11-22T00:00:00Z; do not retry before</dd>" in page
+    message = fields(show(denial, "grpc"))["grpc-message"]
+    assert message.endswith(
+        " The budget opens again at 2026-11-22T00:00:00Z; do not retry before. (budget-exhausted)"
+    )
+
+
+@pytest.mark.parametrize("code", [code for code in REFUSALS if code != "budget-exhausted"])
+def test_no_other_reason_speaks_of_budgets(code: str) -> None:
+    denial = deny(code, decision_id=DECISION, remaining=LEFT, reopens_ms=MIDNIGHT_MS)
+    assert denial == deny(code, decision_id=DECISION)
+    assert "remaining" not in json.loads(show(denial).body)
+
+
+def test_what_is_left_is_bounded_and_names_only_ids() -> None:
+    many = [Left(f"budget-{number:056}", unit, 2**53, 2**53, 0)
+            for number in range(100) for unit in UNITS]  # fmt: skip
+    odd = [Left(name, "steps", 1, 2, 0) for name in ("a b", "<b>", "é", "", "x" * 65)]
+    denial = deny("budget-exhausted", decision_id=DECISION, remaining=(*odd, *many))
+    rendered = show(denial)
+    assert len(rendered.body) < 5000
+    told = json.loads(rendered.body)["remaining"]
+    assert len(told) == BUDGETS_MAX
+    assert all(name.startswith("budget-") for name in told)
+    assert len(show(denial, "page").body) < 5000
+
+
+def test_nothing_left_to_tell_is_no_member() -> None:
+    body = json.loads(show(deny("budget-exhausted", decision_id=DECISION)).body)
+    assert "remaining" not in body
+
+
 @given(reason=st.text(max_size=30), ids=st.lists(st.text(max_size=40), min_size=3, max_size=3),
-       wait=st.none() | st.integers(), accept=st.text(max_size=60),
+       wait=st.none() | st.integers(), left=st.lists(st.builds(Left, st.text(max_size=9),
+       st.text(max_size=9) | st.sampled_from(UNITS), st.integers(), st.integers(), st.integers())),
+       accept=st.text(max_size=60),
        content_type=st.text(max_size=30), method=st.text(max_size=10))  # fmt: skip
+@example("budget-exhausted", ["d", "a", ""], 2**70, [*LEFT], "text/html", "", "GET")
+@example("budget-exhausted", ["d", "a", ""], 2**47, [*LEFT], "", "application/grpc", "GET")
 @settings(max_examples=200, deadline=None)
 def test_a19_whatever_is_denied_the_answer_is_a_refusal(
     reason: str,
     ids: list[str],
     wait: int | None,
+    left: list[Left],
     accept: str,
     content_type: str,
     method: str,
 ) -> None:
     decision_id, agent, rule = ids
-    denial = deny(reason, decision_id=decision_id, agent=agent, rule=rule, retry_after_ms=wait)
+    denial = deny(
+        reason,
+        decision_id=decision_id,
+        agent=agent,
+        rule=rule,
+        retry_after_ms=wait,
+        remaining=tuple(left),
+        reopens_ms=wait,
+    )
     rendered = render(denial, accept=accept, content_type=content_type, method=method)
     assert rendered.status == REASONS.get(reason, REASONS["internal-error"]).status
     head, _, body = rendered.encode().partition(b"\r\n\r\n")

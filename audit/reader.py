@@ -91,8 +91,13 @@ def find_segment(log: Path) -> Path:
     return segments[0]
 
 
-def read(log: Path, wanted: Filter | None = None) -> Iterator[Line]:
+def read(
+    log: Path, wanted: Filter | None = None, *, needs: Callable[[bytes], bool] | None = None
+) -> Iterator[Line]:
     """The records of a log in order, without a torn tail.
+
+    `needs` is asked for each line as it stands; one that is not needed is neither parsed nor
+    checked.
 
     Raises:
         LogUnreadable: the file cannot be read.
@@ -102,7 +107,7 @@ def read(log: Path, wanted: Filter | None = None) -> Iterator[Line]:
     needles = wanted.needles() if wanted else ()
     with open_regular(path) as fd:
         for number, raw in enumerate(read_lines(fd, os.fstat(fd).st_size), start=1):
-            if any(needle not in raw for needle in needles):
+            if any(needle not in raw for needle in needles) or (needs and not needs(raw)):
                 continue
             line = _parse(path, number, raw)
             if line and (wanted is None or wanted.admits(line.record)):

@@ -15,7 +15,7 @@ Rule 4: what no order explains is `FoldBroken`: no number is guessed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from policies.budget import (
     State,
     Term,
     Threshold,
-    begin_period,
     name_account,
     name_period,
 )
@@ -206,23 +205,21 @@ class Fold:
                 ]
 
     def _raise(self, event: Mapping[str, Any]) -> None:
+        """A limit; another window comes into force with the snapshot behind it, which has the
+        period."""
         base, _ = self._parse(event["account"])
-        known, now_ms = self._accounts.get(base), self._read_time(event)
+        known, unit, to = self._accounts.get(base), event["unit"], event.get("to")
         if known is None:
             raise ValueError("the account was never opened")
-        unit, to = event["unit"], event.get("to")
-        contract = known.contract
         if unit == "window":
-            changed = Contract(contract.terms, to or 0, contract.at)
-            from_ms = begin_period(to or 0, now_ms)
+            return
+        terms = dict(known.contract.terms)
+        filed = terms[unit].filed if unit in terms else None
+        if to is None:
+            terms.pop(unit, None)
         else:
-            terms, filed = dict(contract.terms), None
-            if unit in terms:
-                filed = terms.pop(unit).filed
-            if to is not None:
-                terms = {**contract.terms, unit: Term(to, filed)}
-            changed, from_ms = Contract(terms, contract.window_ms, contract.at), known.from_ms
-        self._put(known, _make(parse_name(name_period(base, from_ms)), changed))
+            terms[unit] = Term(to, filed)
+        known.contract = replace(known.contract, terms=terms)
 
     def _move(self, event: Mapping[str, Any]) -> None:
         before, after = State[event["from"].upper()], State[event["to"].upper()]

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from policies.model import ContractBroken
@@ -66,6 +67,7 @@ class Threshold:
         return _LEADS_TO[self.do]
 
 
+_new = tuple.__new__  # a NamedTuple's own way costs twice as much
 _LEADS_TO = {"warn": State.WARNED, "quarantine": State.QUARANTINED, "halt": State.HALTED}
 
 
@@ -163,6 +165,9 @@ class Order:
     now_ms: int
     amounts: Mapping[str, int]
     slices: frozenset[str] = frozenset()
+    wants_left: bool = (
+        True  # whether anybody will look at `Hold.left`: it costs as much as the rest
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,12 +182,11 @@ class Extension:
     whole: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(NamedTuple):
     """What is held now, account by account, sorted."""
 
     amounts: tuple[Amount, ...] = ()
-    granted: Mapping[str, int] = field(default_factory=dict)  # byte unit -> bytes; absent: no limit
+    granted: Mapping[str, int] = MappingProxyType({})  # byte unit -> bytes; absent: no limit
     closed: tuple[Closed, ...] = ()  # periods that ended on the way
     opened: tuple[Account, ...] = ()  # copies of the accounts that began a period
     left: tuple[Left, ...] = ()  # behind the hold
@@ -245,39 +249,52 @@ def reserve(accounts: Sequence[Account], order: Order) -> Hold | Shortfall:
     Raises:
         ContractBroken: I2 would not hold, or an amount is negative.
     """
-    now_ms = order.now_ms
+    now_ms, wanted = order.now_ms, dict(order.amounts)
+    if wanted and min(wanted.values()) < 0:
+        raise ContractBroken("a negative amount")
+    wanted[WALL_TIME] = 0
     closed, opened = _roll_all(accounts, now_ms)
+    slices, grants = order.slices, dict.fromkeys(order.slices, SLICE_BYTES)
+    for account in accounts:
+        spent, held = account.spent, account.held
+        for unit, term in account.contract.terms.items():
+            needed = wanted.get(unit, 0)
+            available = term.limit - spent.get(unit, 0) - held.get(unit, 0)
+            if unit in slices:
+                grants[unit] = min(grants[unit], available - needed)
+                needed += 1
+            elif unit == WALL_TIME:
+                needed, available = 1, account.available(unit, now_ms)
+            if needed > available:
+                left = list_left(accounts, now_ms)
+                short = account.base, account.budget, unit, needed, max(0, available)
+                return Shortfall(*short, account.until_ms, left, closed, opened)
+    for unit, grant in grants.items():
+        wanted[unit] = wanted.get(unit, 0) + grant
+    amounts, granted = _hold(accounts, wanted, now_ms)
+    left = list_left(accounts, now_ms) if order.wants_left else ()
+    return Hold(amounts, granted, closed, opened, left)
+
+
+def _hold(
+    accounts: Iterable[Account], wanted: Mapping[str, int], now_ms: int
+) -> tuple[tuple[Amount, ...], dict[str, int]]:
+    """Hold what was found to be there, zeros included; the bytes of it are granted."""
+    amounts: list[Amount] = []
     granted: dict[str, int] = {}
     for account in accounts:
-        for unit, term in account.contract.terms.items():
-            if unit == WALL_TIME:
-                needed, available = 1, account.available(unit, now_ms)
-            else:
-                needed = order.amounts.get(unit, 0)
-                if needed < 0:
-                    raise ContractBroken(f"a negative amount of {unit}")
-                available = term.limit - account.spent.get(unit, 0) - account.held.get(unit, 0)
-                if unit in order.slices:
-                    most = min(available - needed, SLICE_BYTES)
-                    granted[unit] = min(granted.get(unit, SLICE_BYTES), most)
-                    needed += 1
-            if needed > available:
-                short = (account.base, account.budget, unit, needed, max(0, available))
-                left = list_left(accounts, now_ms)
-                return Shortfall(*short, account.until_ms, left, closed, opened)
-    amounts: list[Amount] = []
-    totals: dict[str, int] = {}
-    for account in accounts:
-        if not account.first_ms:
+        held, name = account.held, account.name
+        if not account.first_ms and account.contract.terms:
             account.first_ms = now_ms
         for unit in account.contract.terms:
-            amount = order.amounts.get(unit, 0)
+            amount = wanted.get(unit, 0)
+            if amount:
+                held[unit] = held.get(unit, 0) + amount
             if unit in BYTE_UNITS:
-                totals[unit] = amount = amount + granted.get(unit, 0)
-            _hold(account, unit, amount)
-            amounts.append(Amount(account.name, unit, amount))
+                granted[unit] = amount
+            amounts.append(_new(Amount, (name, unit, amount)))
     amounts.sort()
-    return Hold(tuple(amounts), totals, closed, opened, list_left(accounts, now_ms))
+    return tuple(amounts), granted
 
 
 def extend(accounts: Sequence[Account], extension: Extension) -> Hold | Shortfall:
@@ -288,7 +305,7 @@ def extend(accounts: Sequence[Account], extension: Extension) -> Hold | Shortfal
     """
     unit, now_ms = extension.unit, extension.now_ms
     if extension.need_bytes < 1 or unit not in BYTE_UNITS:
-        raise ContractBroken("an extension of nothing")
+        raise ContractBroken("an extension of nothing, or of what is no stream")
     closed, opened = _roll_all(accounts, now_ms)
     limiting = [account for account in accounts if unit in account.contract.terms]
     least = extension.need_bytes if extension.whole else 1
@@ -299,12 +316,14 @@ def extend(accounts: Sequence[Account], extension: Extension) -> Hold | Shortfal
             short = (account.base, account.budget, unit, least, available, account.until_ms)
             return Shortfall(*short, list_left(accounts, now_ms), closed, opened)
         grant = min(grant, available)
+    amounts: list[Amount] = []
     for account in limiting:
-        _hold(account, unit, grant)
+        account.held[unit] = account.held.get(unit, 0) + grant
         account.first_ms = account.first_ms or now_ms
-    amounts = tuple(sorted(Amount(account.name, unit, grant) for account in limiting))
+        amounts.append(Amount(account.name, unit, grant))
+    amounts.sort()
     granted = {unit: grant} if limiting else {}
-    return Hold(amounts, granted, closed, opened, list_left(accounts, now_ms))
+    return Hold(tuple(amounts), granted, closed, opened, list_left(accounts, now_ms))
 
 
 def allocate(held: Iterable[Amount], counted: Mapping[str, int]) -> tuple[Amount, ...]:
@@ -329,9 +348,9 @@ def allocate(held: Iterable[Amount], counted: Mapping[str, int]) -> tuple[Amount
 
 def settle(
     accounts: Iterable[Account],
-    held: Iterable[Amount],
-    spent: Iterable[Amount],
-    gone: Iterable[Amount] = (),
+    held: Sequence[Amount],
+    spent: Sequence[Amount],
+    gone: Sequence[Amount] = (),
 ) -> None:
     """End a reservation: `held` is released, `spent` is booked. What a closed period is owed
     stays with it. A void books nothing.
@@ -339,35 +358,38 @@ def settle(
     `gone` was held too, but `put` has counted it as spent already: nothing more is done about it.
 
     Raises:
-        ContractBroken: more is booked than was held, or was released before. Nothing changed.
+        ContractBroken: more is booked than was held (nothing changed), or a hold of it was
+            released before.
     """
-    booked = _sum_up(spent)
-    releases = _sum_up(held)
-    counted = _sum_up(gone)
+    booked, releases, counted = _sum_up(spent), _sum_up(held), _sum_up(gone)
     for key, amount in booked.items():
         if not 0 <= amount <= releases.get(key, 0) + counted.get(key, 0):
             raise ContractBroken("I2: a settlement beyond what was held")
     named = {account.name: account for account in accounts}
-    here = [(named[key[0]], key, amount) for key, amount in releases.items() if key[0] in named]
-    for account, key, amount in here:
-        if account.held.get(key[1], 0) < amount:
-            raise ContractBroken("I3: a hold released twice")
-    for account, key, amount in here:
+    for key, amount in releases.items():
+        account = named.get(key[0])
+        if account is None or not amount:
+            continue
         unit = key[1]
-        if amount:
-            rest = account.held.pop(unit) - amount
-            if rest:
-                account.held[unit] = rest
-        if given := min(booked.get(key, 0), amount):
-            account.spent[unit] = account.spent.get(unit, 0) + given
+        rest = account.held.pop(unit, 0) - amount
+        if rest:
+            if rest < 0:
+                raise ContractBroken("I3: a hold released twice")
+            account.held[unit] = rest
+        given = booked.get(key)
+        if given:
+            account.spent[unit] = account.spent.get(unit, 0) + min(given, amount)
 
 
-def _sum_up(amounts: Iterable[Amount]) -> dict[tuple[str, str], int]:
+def _sum_up(amounts: Sequence[Amount]) -> dict[tuple[str, str], int]:
     """By account and unit."""
-    found: dict[tuple[str, str], int] = {}
-    for account, unit, amount in amounts:
-        key = account, unit
-        found[key] = found.get(key, 0) + amount
+    if not amounts:
+        return {}
+    found = {(account, unit): amount for account, unit, amount in amounts}
+    if len(found) < len(amounts):  # a stream that was extended
+        found = dict.fromkeys(found, 0)
+        for account, unit, amount in amounts:
+            found[account, unit] += amount
     return found
 
 
@@ -403,26 +425,23 @@ def _roll_all(
     closed: list[Closed] = []
     opened: list[Account] = []
     for account in accounts:
-        over = roll(account, now_ms)
-        if over is not None:
-            closed.append(over)
-            opened.append(copy(account))
+        window_ms = account.contract.window_ms
+        if window_ms and now_ms >= account.from_ms + window_ms:
+            over = roll(account, now_ms)
+            if over is not None:
+                closed.append(over)
+                opened.append(copy(account))
     return tuple(closed), tuple(opened)
 
 
 def copy(account: Account) -> Account:
     """An account that changes on its own."""
-    return Account(
-        account.budget,
-        account.agent,
-        account.session,
-        account.contract,
-        account.from_ms,
-        account.first_ms,
-        dict(account.spent),
-        dict(account.held),
-        account.name,
-    )
+    new = Account.__new__(Account)  # past __init__, which would be half of what a request costs
+    new.budget, new.agent, new.session = account.budget, account.agent, account.session
+    new.contract, new.name = account.contract, account.name
+    new.from_ms, new.first_ms = account.from_ms, account.first_ms
+    new.spent, new.held = account.spent.copy(), account.held.copy()
+    return new
 
 
 def put(known: Account | None, given: Account) -> Account:
@@ -442,12 +461,3 @@ def put(known: Account | None, given: Account) -> Account:
             merged.spent[unit] = merged.spent.get(unit, 0) + amount
         merged.held = {}
     return merged
-
-
-def _hold(account: Account, unit: str, amount: int) -> None:
-    if not amount:
-        return
-    held = account.held.get(unit, 0) + amount
-    if amount < 0 or account.spent.get(unit, 0) + held > account.contract.terms[unit].limit:
-        raise ContractBroken("I2: spent + held beyond the limit")
-    account.held[unit] = held

@@ -35,6 +35,7 @@ class MemoryLedger:
         """Begin as a copy of `book`; nothing is reserved in it."""
         self._accounts: dict[str, dict[str, Account]] = {}  # agent -> base -> account
         self._standings: dict[str, Standing] = {}
+        self._found: dict[tuple[str, str], list[Account]] = {}  # by agent and session
         self._open: dict[str, _Reservation] = {}
         if book is not None:
             self._standings = dict(book.standings)
@@ -73,8 +74,7 @@ class MemoryLedger:
         accounts = self._find(known.agent, known.session)
         budget.settle(accounts, known.amounts, spent, known.gone)
         del self._open[decision_id]
-        bases = {amount.account.partition("@")[0] for amount in (*known.amounts, *known.gone)}
-        return tuple([budget.copy(one) for one in accounts if one.base in bases])
+        return tuple([budget.copy(account) for account in accounts])
 
     async def change(self, change: Change) -> None:
         """See `Ledger.change`."""
@@ -96,15 +96,18 @@ class MemoryLedger:
         return Book(accounts, dict(self._standings))
 
     def _find(self, agent: str, session: str) -> list[Account]:
-        mine = self._accounts.get(agent)
-        if mine is None:
-            return []
-        return [one for one in mine.values() if one.session in ("", session)]
+        found = self._found.get((agent, session))
+        if found is None:
+            mine = self._accounts.get(agent, {}).values()
+            found = [account for account in mine if account.session in ("", session)]
+            self._found[agent, session] = found
+        return found
 
     def _put_account(self, given: Account) -> None:
         mine = self._accounts.setdefault(given.agent, {})
         before = mine.get(given.base)
         after = mine[given.base] = budget.put(before, given)
+        self._found.clear()
         if before is None or before.name == after.name:
             return
         for known in self._open.values():

@@ -1,7 +1,8 @@
-"""All metrics, in one file. Names are fixed (SPEC section 4); docs/metrics.md explains each.
+"""All metrics behind one door; those of budgets are in proxy/budget_metrics.py. Names are fixed
+(SPEC section 4); docs/metrics.md explains each.
 
-Rule 1: labels come from closed sets: agents and rules of the policy, reason codes, a few words. No
-        host, path, address or text of an agent ever becomes a label.
+Rule 1: labels come from closed sets: agents and rules of the policy, accounts of the ledger, reason
+        codes, a few words. No host, path, address or text of an agent ever becomes a label.
 Rule 2: a metric never changes a verdict. Whoever serves traffic counts through `safely`.
 Rule 3: one registry per instance: tests and two servers in one process do not meet.
 """
@@ -22,12 +23,13 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from policies.ledger import Book
 from policies.reasons import REASONS
+from proxy.budget_metrics import OTHER, BudgetMetrics
 from proxy.fault import ANY_FAULT
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 UNIDENTIFIED = "unidentified"  # the agent label of everyone whom the policy does not name
-OTHER = "other"  # a word outside its closed set: a bug, but not a reason to grow without bound
 
 # "_created" series double the size of every answer and say nothing that we use
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -87,6 +89,7 @@ class Metrics:
         self._policy_reloads = counter("policy_reloads", "Reloads of the policy.", ["result"])
         self._faults = counter("faults", "Errors that became denials.", ["where"])
         self._connections_open = gauge("connections_open", "Connections from agents.")
+        self._budgets = BudgetMetrics(registry, lambda: self._agents, self._count_failure)
         build = gauge("build_info", "This build: 1.", ["version", "python"])
         build.labels(version, platform.python_version()).set(1)
 
@@ -95,7 +98,10 @@ class Metrics:
         try:
             count(self)
         except ANY_FAULT:  # a metric must not change a verdict
-            self.failures += 1
+            self._count_failure()
+
+    def _count_failure(self) -> None:
+        self.failures += 1
 
     # --- traffic
 
@@ -131,6 +137,28 @@ class Metrics:
         """From the first byte sent to the origin to the last one received."""
         self._upstream_seconds.observe(seconds)
 
+    # --- budgets
+
+    def count_steps(self, agent: str, steps: int) -> None:
+        """Steps that an allowed request costs (`cost: { steps: … }`)."""
+        self._budgets.count_steps(self._known(agent), steps)
+
+    def count_exhausted(self, account: str, unit: str) -> None:
+        """A used-up account (`budget/agent[/session]`) denied a request or cut a stream."""
+        self._budgets.count_exhausted(account, unit)
+
+    def count_halt(self, reason: str) -> None:
+        """An agent became halted; `operator` or `budget`."""
+        self._budgets.count_halt(reason)
+
+    def watch_book(self, read_book: Callable[[], Book | None], now_ms: Callable[[], int]) -> None:
+        """Where to read accounts and states, whenever somebody asks for them.
+
+        `read_book` gives a recent copy at once, or None where there is none yet: then none of them
+        is shown. `now_ms` is the ledger's clock.
+        """
+        self._budgets.watch(read_book, now_ms)
+
     # --- the log
 
     def count_record(self, kind: str) -> None:
@@ -157,6 +185,7 @@ class Metrics:
     ) -> None:
         """A policy came into force: its agents and rules are the labels from now on."""
         self._agents, self._rules = frozenset(agents), frozenset(rules)
+        self._budgets.show_agents(self._agents)
         self._policy_info.clear()
         self._policy_info.labels(digest, str(serial)).set(1)
 

@@ -27,6 +27,7 @@ MAY: dict[str, set[str]] = {
     "proxy/admin/": {"proxy", "policies", "audit", "structlog", "fastapi", "starlette", "uvicorn"},
     "proxy/cli/": {"proxy", "policies", "audit", "structlog", "click"},
     "proxy/body.py": {"proxy", "brotli", "zstandard"},
+    "proxy/budget_metrics.py": {"proxy", "policies", "prometheus_client"},
     "proxy/metrics.py": {"proxy", "policies", "prometheus_client"},
     # mitmproxy's own HTTP libraries come with it; what they parse is checked in the same folder
     "proxy/mitm/": {

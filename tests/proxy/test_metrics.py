@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from policies.budget import Account, Contract, Term
+from policies.ledger import Book
 from policies.reasons import REASONS
 from proxy.metrics import CONTENT_TYPE, Metrics
 
@@ -41,6 +43,9 @@ def test_whoever_the_policy_does_not_name_is_unidentified(metrics: Metrics, agen
     assert read(metrics, "request_duration_seconds_count", **labels) == 1
 
 
+LABELS = {"agent", "verdict", "reason", "rule", "result", "account", "unit"}
+
+
 @given(st.lists(st.text(max_size=20), min_size=30, max_size=60, unique=True))
 @settings(max_examples=10, deadline=None)
 def test_no_text_grows_the_label_sets(words: list[str]) -> None:
@@ -50,9 +55,14 @@ def test_no_text_grows_the_label_sets(words: list[str]) -> None:
         metrics.observe_request(word, word, 0.1)
         metrics.count_rules([word])
         metrics.count_reload(word)
+        metrics.count_steps(word, 1)
+        metrics.count_exhausted(word, word)
+        metrics.count_halt(word)
     closed = {
         "unidentified",
         "other",
+        "operator",
+        "budget",
         "allow",
         "deny",
         "applied",
@@ -62,7 +72,7 @@ def test_no_text_grows_the_label_sets(words: list[str]) -> None:
     }
     samples = [sample for family in metrics.registry.collect() for sample in family.samples]
     for sample in samples:
-        for label in {"agent", "verdict", "reason", "rule", "result"} & sample.labels.keys():
+        for label in LABELS & sample.labels.keys():
             assert sample.labels[label] in closed
 
 
@@ -164,6 +174,8 @@ def test_every_metric_is_documented_with_its_type_and_labels(metrics: Metrics) -
     metrics.failed("disk-full")
     metrics.count_reload("applied")
     metrics.count_fault("request")
+    account = Account("daily", "coder", "", Contract({"steps": Term(9, 9)}))
+    metrics.watch_book(lambda: Book({account.base: account}), lambda: 0)
     made = {}
     for family in metrics.registry.collect():
         name = family.name + ("_total" if family.type == "counter" else "")

@@ -1,8 +1,8 @@
 """The applied policy as one self-contained file: includes resolved, comments gone. PURE.
 
 It is what `state/policies/<digest>.yaml` holds, so that a record's digest can be turned back into
-the rules years later. Rule 1: it compiles to the same digest. Rule 2: one agent, rate and rule per
-line, all text in double quotes, so that no reader can take it for anything else.
+the rules years later. Rule 1: it compiles to the same digest. Rule 2: one agent, rate, budget and
+rule per line, all text in double quotes, so that no reader can take it for anything else.
 """
 
 from collections.abc import Iterable
@@ -17,12 +17,13 @@ _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 def write_archive(draft: Draft, digest: str) -> str:
     """The text for `state/policies/<digest>.yaml`. `draft` has no errors."""
     out = [f"# policy {digest}, as applied; comments and includes are resolved", "version: 1"]
-    for key in ("name", "defaults"):
+    for key in ("name", "defaults", "quarantine"):
         node = draft.main.get(key) if draft.main else None
         if node is not None and node.kind != "null":
             out.append(f"{key}: {_write(node)}")
     out += _write_named("agents", draft.agents)
     out += _write_named("rates", draft.rates)
+    out += _write_named("budgets", draft.budgets)
     out.append("rules:" if draft.rules else "rules: []")
     out += [f"- {_write(part.node)}" for part in draft.rules]
     return "\n".join(out) + "\n"

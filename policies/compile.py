@@ -15,8 +15,10 @@ from typing import Any, cast
 from zoneinfo import ZoneInfo
 
 from policies.archive import write_archive
+from policies.budget import UNITS, Threshold
+from policies.budget_check import check_budgets
 from policies.digest import compute_digest
-from policies.draft import Part, read_draft
+from policies.draft import Draft, Part, read_draft
 from policies.findings import arrange, find
 from policies.lint import check_rules
 from policies.model import Finding, PolicyRejected, Scheme, Verdict
@@ -25,7 +27,9 @@ from policies.policy_set import PolicySet, build
 from policies.problems import locate
 from policies.rule import (
     Agent,
+    Budget,
     Capture,
+    Cost,
     Defaults,
     DestIp,
     Match,
@@ -39,6 +43,8 @@ from policies.rule import (
 )
 from policies.schema import (
     AgentSection,
+    BudgetSection,
+    CostSection,
     DefaultsSection,
     MatchSection,
     RateSection,
@@ -83,6 +89,9 @@ def _compile(loaded: Loaded) -> Compiled:
     defaults = _compile_defaults(draft.header.defaults if draft.header else None)
     agents = [_compile_agent(part.id, part.section) for part in draft.agents if part.section]
     rates = [_compile_rate(part.id, part.section) for part in draft.rates if part.section]
+    budgets = [
+        (_compile_budget(part.id, part.section), part) for part in draft.budgets if part.section
+    ]
     zone = ZoneInfo(defaults.timezone)
     judged = []
     for part in draft.rules:
@@ -90,15 +99,23 @@ def _compile(loaded: Loaded) -> Compiled:
             findings += _check_rule(part, part.section)
             judged.append((_compile_rule(part, part.section, zone), part))
     findings += check_rules(draft, judged)
+    findings += check_budgets(draft, budgets, agents, [rule for rule, _ in judged])
     arranged = arrange(findings)
     if any(finding.severity == "error" for finding in arranged):
         raise PolicyRejected(arranged, sources)
     name = draft.header.name or "" if draft.header else ""
     rules = [rule for rule, _ in judged]
-    digest = compute_digest(name, defaults, agents, rates, rules)
-    policy_set = build(
-        rules=rules, agents=agents, rates=rates, defaults=defaults, digest=digest, name=name
-    )
+    parts: dict[str, Any] = {
+        "name": name,
+        "defaults": defaults,
+        "agents": agents,
+        "rates": rates,
+        "rules": rules,
+        "budgets": [budget for budget, _ in budgets],
+        "keep_rules": _compile_keep_rules(draft),
+    }
+    digest = compute_digest(**parts)
+    policy_set = build(**parts, digest=digest)
     return Compiled(policy_set, arranged, sources, write_archive(draft, digest))
 
 
@@ -119,6 +136,9 @@ def _check_rule(part: Part[RuleSection], section: RuleSection) -> list[Finding]:
     if allow and match and match.scheme and "http" in match.scheme and match.port is None:
         hint = "add `port: 80`, or whatever port is meant"
         report("AP007", ("match", "scheme"), "`scheme: http` needs a `port`", hint)
+    if not allow and section.cost is not None:
+        hint = "remove it; `cost:` is for what is allowed"
+        report("AP007", ("cost",), "a deny rule has no cost", hint)
     if not allow and section.with_ is not None:
         hint = "remove it; `with:` is for what is allowed"
         report("AP007", ("with",), "a deny rule has no obligations", hint)
@@ -167,6 +187,25 @@ def _compile_rate(id_: str, section: RateSection) -> Rate:
     return Rate(id_, each, section.allow, section.per, section.burst or section.allow)
 
 
+def _compile_budget(id_: str, section: BudgetSection) -> Budget:
+    """Units in their own order and thresholds as they are passed, however they were written."""
+    limits = [(unit, getattr(section.limits, unit)) for unit in UNITS]
+    thresholds = {Threshold(one.reached, cast("Any", one.do)) for one in section.at or ()}
+    return Budget(
+        id_,
+        cast("Any", section.each),
+        tuple([(unit, limit) for unit, limit in limits if limit is not None]),
+        _compile_who(section.who),
+        section.window,
+        tuple(sorted(thresholds, key=lambda one: (one.reached_percent, one.state))),
+    )
+
+
+def _compile_keep_rules(draft: Draft) -> frozenset[str]:
+    quarantine = draft.header.quarantine if draft.header else None
+    return frozenset(quarantine.keep_rules or () if quarantine else ())
+
+
 def _compile_rule(part: Part[RuleSection], section: RuleSection, zone: ZoneInfo) -> Rule:
     allow = section.verdict == "allow"
     return Rule(
@@ -179,6 +218,7 @@ def _compile_rule(part: Part[RuleSection], section: RuleSection, zone: ZoneInfo)
         unless=_compile_match(section.unless, fill_in=False),
         when=_compile_when(section.when, zone, allow=allow),
         with_=_compile_with(section.with_),
+        cost=_compile_cost(section.cost),
         line=part.node.line,
     )
 
@@ -243,6 +283,11 @@ def _compile_when(section: WhenSection | None, zone: ZoneInfo, *, allow: bool) -
     )
 
 
+def _compile_cost(section: CostSection | None) -> Cost:
+    said = section.model_dump(exclude_none=True) if section else {}
+    return Cost(**said)
+
+
 def _compile_with(section: WithSection | None) -> With:
     if section is None:
         return With()
@@ -253,4 +298,5 @@ def _compile_with(section: WithSection | None) -> With:
         capture=cast("Capture | None", section.capture),
         redact_path=tuple(sorted(set(section.redact_path or ()))),
         path_params=cast("PathParams | None", section.path_params),
+        show_budget=section.show_budget or None,  # false is what silence means as well
     )

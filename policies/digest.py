@@ -2,8 +2,8 @@
 
 Rule 1: formatting, comments, the order of rules and of list entries do not change it; any change
         of what is enforced, and of the words that people read (`name`, `description`), does.
-Rule 2: a field that holds its default is left out, so that a later version of the language that
-        adds fields gives an old policy its old digest.
+Rule 2: a field that holds its default is left out, and so is an empty part of the file that version
+        1 did not have: a later version of the language gives an old policy its old digest.
 Rule 3: the text carries the version of this form; changing the form changes `FORM`.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from policies.model import ContractBroken
-from policies.rule import Agent, Defaults, Rate, Rule
+from policies.rule import Agent, Budget, Defaults, Rate, Rule
 from policies.values import spell_network
 
 FORM = "tollkeeper-policy-1"
@@ -30,9 +30,11 @@ def compute_digest(
     agents: Iterable[Agent],
     rates: Iterable[Rate],
     rules: Iterable[Rule],
+    budgets: Iterable[Budget] = (),
+    keep_rules: frozenset[str] = frozenset(),
 ) -> str:
     """64 lower-case hex digits."""
-    content = {
+    content: dict[str, Any] = {
         "form": FORM,
         "name": name,
         "defaults": _spell(defaults),
@@ -40,6 +42,11 @@ def compute_digest(
         "rates": {rate.id: _spell(rate) for rate in rates},
         "rules": {rule.id: _spell(rule) for rule in rules},
     }
+    later = {  # parts of the file that are younger than this form: see rule 2
+        "budgets": {budget.id: _spell(budget) for budget in budgets},
+        "keep_rules": sorted(keep_rules),
+    }
+    content |= {key: held for key, held in later.items() if held}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return sha256(text.encode("ascii")).hexdigest()
 

@@ -1,9 +1,10 @@
 """All files of a policy, read against the schema: the parts, each with its place. PURE.
 
-    Loaded (trees) --read_draft--> Draft (agents, rates, rules as schema sections) + findings
+    Loaded (trees) --read_draft--> Draft (agents, rates, budgets, rules as sections) + findings
 
 Rule 1: every part is read on its own, so that one broken rule does not hide the faults of others.
-Rule 2: `defaults:` and `name:` are the main file's: a fragment cannot change the mode of the whole.
+Rule 2: `name:`, `defaults:` and `quarantine:` are the main file's: a fragment cannot change the
+        mode of the whole, nor let more through in quarantine.
 """
 
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from policies.node import Node, plain
 from policies.problems import describe_place, name_kind, word, word_empty
 from policies.schema import (
     AgentSection,
+    BudgetSection,
     PolicyFile,
     RateSection,
     RuleSection,
@@ -25,15 +27,18 @@ from policies.schema import (
 from policies.sources import Loaded, Source
 from policies.values import Unfit, read_id
 
-_MAY_BE_EMPTY = ("include", "defaults", "agents", "rules", "rates")  # `rules:` alone denies all
-_MAIN_FILE_ONLY = ("name", "defaults")
+_NAMED = ("agents", "rates", "budgets")  # maps whose keys are names
+_MAY_BE_EMPTY = ("include", "defaults", "rules", "quarantine", *_NAMED)  # `rules:` denies all
+_MAIN_FILE_ONLY = ("name", "defaults", "quarantine")
+
+type _Kind = Literal["agents", "rates", "budgets"]
 
 
 @dataclass(frozen=True, slots=True)
 class Part[S: Section]:
-    """One agent, rate or rule. `section` is None where the schema refused it."""
+    """One agent, rate, budget or rule. `section` is None where the schema refused it."""
 
-    kind: Literal["agents", "rates", "rules"]
+    kind: _Kind | Literal["rules"]
     id: str  # "" where it has none that can be read
     file: str
     place: tuple[int, int]  # of its name
@@ -48,8 +53,10 @@ class Draft:
     whole: bool
     header: PolicyFile | None = None
     main: Node | None = None
+    main_file: str = ""
     agents: list[Part[AgentSection]] = field(default_factory=list)
     rates: list[Part[RateSection]] = field(default_factory=list)
+    budgets: list[Part[BudgetSection]] = field(default_factory=list)
     rules: list[Part[RuleSection]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
@@ -74,9 +81,10 @@ def _read_file(draft: Draft, source: Source, root: Node, *, main: bool) -> None:
         return
     head = _read_head(draft, source, root, main=main)
     if main:
-        draft.header, draft.main = head, root
+        draft.header, draft.main, draft.main_file = head, root, name
     draft.agents += _read_named(draft, "agents", AgentSection, name, root.get("agents"))
     draft.rates += _read_named(draft, "rates", RateSection, name, root.get("rates"))
+    draft.budgets += _read_named(draft, "budgets", BudgetSection, name, root.get("budgets"))
     rules = root.get("rules")
     for node in rules.items if rules else []:
         draft.rules.append(_read_rule(draft, name, node))
@@ -93,9 +101,7 @@ def _read_head(draft: Draft, source: Source, root: Node, *, main: bool) -> Polic
             hint = f"move `{key}:` to the main file"
             message = f"unknown key `{key}` in an included file"
             draft.findings.append(find("AP006", source.name, root.keys[key], message, hint))
-        elif (key in {"agents", "rates"} and node.kind == "map") or (
-            key == "rules" and node.kind == "list"
-        ):
+        elif (key in _NAMED and node.kind == "map") or (key == "rules" and node.kind == "list"):
             continue
         elif node.kind == "null":
             empty.append((key, node))
@@ -111,9 +117,17 @@ def _read_head(draft: Draft, source: Source, root: Node, *, main: bool) -> Polic
     return model
 
 
-def _report_empty(draft: Draft, empty: list[tuple[str, Node]], file: str, rule: str) -> None:
+def _report_empty(
+    draft: Draft,
+    empty: list[tuple[str, Node]],
+    file: str,
+    rule: str,
+    limits: Node | None = None,
+) -> None:
+    """`limits`: the map whose values are limits, of which a missing one has a code of its own."""
     for key, node in empty:
-        draft.findings.append(word_empty(key, (node.line, node.column), file, rule))
+        code = "AP609" if limits and limits.get(key) is node else "AP007"
+        draft.findings.append(word_empty(key, (node.line, node.column), file, rule, code))
 
 
 def _read_section[S: Section](
@@ -121,7 +135,8 @@ def _read_section[S: Section](
 ) -> S | None:
     empty: list[tuple[str, Node]] = []
     value = plain(node, empty)
-    _report_empty(draft, empty, file, rule)
+    limits = node.get("limits") if section is BudgetSection else None
+    _report_empty(draft, empty, file, rule, limits)
     model, refusals = validate(section, value)
     for refused in refusals:
         finding = word(refused, node, file, section, where, rule)
@@ -132,12 +147,12 @@ def _read_section[S: Section](
 
 def _read_named[S: Section](
     draft: Draft,
-    kind: Literal["agents", "rates"],
+    kind: _Kind,
     section: type[S],
     file: str,
     holder: Node | None,
 ) -> Iterator[Part[S]]:
-    """The parts below `agents:` or `rates:`, where the key is the name."""
+    """The parts below `agents:`, `rates:` or `budgets:`, where the key is the name."""
     for key, node in holder.pairs.items() if holder else ():
         place = holder.keys[key] if holder else (1, 1)
         try:

@@ -4,7 +4,8 @@ Rule 1: a code means one thing and is never reused; its severity is fixed here a
 Rule 2: docs/findings.md is printed from this table (`document`), and a test holds the two equal.
 Rule 3: a finding names the place, the problem in one line, and the way out in the hint.
 
-The numbers group by subject: AP0 the text, AP1 names and patterns, AP2 reach, AP3 obligations.
+The numbers group by subject: AP0 the text, AP1 names and patterns, AP2 reach, AP3 obligations,
+AP6 budgets.
 """
 
 from collections.abc import Iterable, Sequence
@@ -46,15 +47,16 @@ _ALL = (
          "use the name in the hint; docs/policy.md lists every key"),
     Code("AP007", "error", "a value of the wrong type or shape", "`methods: {GET: 1}`",
          "the message says what is expected; a single value is accepted where a list is"),
-    Code("AP008", "error", "a unit is missing or not known", "`max_request: 200`; `per: 2`",
-         "write 10MB, 10MiB, 500kB or 512B for sizes and 30s, 5m, 2h or 1d for times"),
+    Code("AP008", "error", "a unit is missing or not known",
+         "`bytes_out: 200`; `wall_time: 2`; `reached: 80`",
+         "write 10MB, 10MiB, 500kB or 512B for sizes, 30s, 5m, 2h or 1d for times, 80% for parts"),
     Code("AP010", "warning", "text that looks like other text",
          "a Cyrillic `а` in `аpi.example.com`",
          "retype the name; where it is meant, write the host in its `xn--` form"),
     Code("AP101", "error", "a name that is defined nowhere", "`groups: [swarm-b]`",
-         "define it under `agents:` or `rates:`, or correct the spelling"),
+         "define it under `agents:`, `rates:` or `rules:`, or correct the spelling"),
     Code("AP102", "warning", "a name that is defined and never used",
-         "a rate that no rule names", "use it or delete it"),
+         "a rate that no rule names; a budget for nobody", "use it or delete it"),
     Code("AP103", "error", "an id or a source is claimed twice", "two rules `github-read`",
          "give each rule its own id; give each agent its own source range"),
     Code("AP104", "error", "a host that is not in canonical form",
@@ -83,6 +85,26 @@ _ALL = (
          "one rule says `capture: request`, another `capture: metadata`, for the same requests",
          "give both the same value, or make one rule more specific; until then such requests "
          "would be denied"),
+    Code("AP603", "warning", "an agent that may call and that no budget reaches",
+         "`triager` is in no `who:` of a budget",
+         "name it, or one of its groups, in a budget; a budget without `who` is for every agent. "
+         "A file without budgets is not told this"),
+    Code("AP604", "warning", "a limit that is smaller than one request may need",
+         "`bytes_out: 1MB`, and a rule with `max_request: 5MB`",
+         "raise the limit, or lower what one request of the rule may take; such requests would "
+         "be denied although nothing was spent. A limit of 0 denies all and is not reported"),
+    Code("AP605", "warning", "a halt for good in a budget that fills again",
+         "`window: 1d` and `at: [{ reached: 100%, do: halt }]`",
+         "leave out `window` if it must never be exceeded, or `do: halt` if the next window may go "
+         "on: at 100% requests are denied anyway"),
+    Code("AP609", "error", "a limit that is not a whole number of its unit from 0 to 2^53-1",
+         "`requests: -1`; `requests: 1.5`; `bytes_out: .nan`; `wall_time: soon`",
+         "write a plain number for counts, a size for bytes, a time for `wall_time`; 0 allows "
+         "nothing, and a limit that is left out does not exist"),
+    Code("AP610", "error", "a budget for each session of an agent that has no sessions",
+         "`each: session` and an agent with `identity: { source: [...] }`",
+         "write `each: agent`: an agent known by its address has one account; sessions begin with "
+         "`tollkeeper agent add`"),
 )  # fmt: skip
 
 CODES: dict[str, Code] = {entry.code: entry for entry in _ALL}

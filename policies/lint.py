@@ -180,7 +180,7 @@ def _check_agents(draft: Draft, judged: Sequence[Judged]) -> Iterator[Finding]:
 
 def _check_names(draft: Draft) -> Iterator[Finding]:
     """AP010: text that reads like other text, where a name, host or path is meant."""
-    for part in (*draft.agents, *draft.rates, *draft.rules):
+    for part in (*draft.agents, *draft.rates, *draft.budgets, *draft.rules):
         found = describe_lookalike(part.id)
         if found:
             hint = "type it again in plain letters"

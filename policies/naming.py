@@ -12,13 +12,13 @@ from policies.findings import find
 from policies.model import Finding
 from policies.node import Node
 from policies.rule import Network
-from policies.schema import AgentSection, Section
+from policies.schema import AgentSection, BudgetSection, RuleSection, Section
 from policies.values import spell_network, suggest
 
 
 @dataclass(slots=True)
 class _Uses:
-    """Names in the rules, with the first place each is used at."""
+    """Names in rules and budgets, in the order met."""
 
     agents: dict[str, None] = field(default_factory=dict)
     groups: dict[str, None] = field(default_factory=dict)
@@ -31,6 +31,7 @@ def check_names(draft: Draft) -> list[Finding]:
         *_check_unique(draft.rules, "rule"),
         *_check_unique(draft.agents, "agent"),
         *_check_unique(draft.rates, "rate"),
+        *_check_unique(draft.budgets, "budget"),
         *_check_sources(draft.agents),
     ]
     if draft.whole:
@@ -85,8 +86,10 @@ def _check_uses(draft: Draft) -> Iterator[Finding]:
         for node in groups.texts() if groups else []:
             members.setdefault(node.text, (part, node))
     uses, groups_known = _Uses(), set(members)
-    for rule in draft.rules:
-        who, obligations = rule.node.get("who"), rule.node.get("with")
+    selecting: tuple[Part[RuleSection] | Part[BudgetSection], ...]
+    selecting = (*draft.rules, *draft.budgets)
+    for user in selecting:
+        who, obligations = user.node.get("who"), user.node.get("with")
         for holder, key, noun, known, used in (
             (who, "agents", "agent", agents, uses.agents),
             (who, "groups", "group", groups_known, uses.groups),
@@ -96,7 +99,14 @@ def _check_uses(draft: Draft) -> Iterator[Finding]:
             for node in named.texts() if named else []:
                 used[node.text] = None
                 if node.text not in known:
-                    yield _undefined(rule.file, rule.id, node, noun, known)
+                    rule_id = user.id if user.kind == "rules" else ""
+                    yield _undefined(user.file, rule_id, node, noun, known)
+    yield from _check_kept(draft)
+    for budget in draft.budgets:
+        if _is_nobody(budget.node.get("who"), agents):
+            message = f"budget `{budget.id}` is for no agent"
+            hint = "name agents or groups under `who`, or delete it"
+            yield find("AP102", budget.file, budget.place, message, hint)
     for rate in draft.rates:
         if rate.id not in uses.rates:
             message = f"rate `{rate.id}` is not used by any rule"
@@ -108,10 +118,33 @@ def _check_uses(draft: Draft) -> Iterator[Finding]:
             yield find("AP102", part.file, (node.line, node.column), message, hint)
 
 
+def _check_kept(draft: Draft) -> Iterator[Finding]:
+    """Rules that quarantine keeps must exist."""
+    rules = {part.id for part in draft.rules}
+    quarantine = draft.main.get("quarantine") if draft.main else None
+    kept = quarantine.get("keep_rules") if quarantine else None
+    for node in kept.texts() if kept else []:
+        if node.text not in rules:
+            yield _undefined(draft.main_file, "", node, "rule", rules)
+
+
+def _is_nobody(who: Node | None, agents: set[str]) -> bool:
+    """Whether nobody is meant; a name that is undefined is reported where it stands."""
+    if who is None:
+        return not agents
+    named = [who.get(key) for key in ("agents", "groups")]
+    return who.kind == "map" and not any(node.texts() for node in named if node)
+
+
 def _undefined(file: str, rule: str, node: Node, noun: str, known: set[str]) -> Finding:
     message = f"there is no {noun} `{node.text}`"
     listed = ", ".join(f"`{name}`" for name in sorted(known)[:10])
-    where = {"agent": "`agents:`", "rate": "`rates:`", "group": "`groups:` of some agent"}[noun]
+    where = {
+        "agent": "`agents:`",
+        "rate": "`rates:`",
+        "rule": "`rules:`",
+        "group": "`groups:` of some agent",
+    }[noun]
     hint = suggest(node.text, known) or (
         f"known: {listed}" if listed else f"define it under {where}"
     )

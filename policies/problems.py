@@ -31,8 +31,16 @@ _OTHER_WORDS = {
     "except": "did you mean `unless`?",
     "limits": "did you mean `with`?",
     "rate_limit": "did you mean `rate`, below `with`?",
+    "quota": "did you mean `budgets`?",
+    "quotas": "did you mean `budgets`?",
+    "period": "did you mean `window`?",
+    "reset": "did you mean `window`?",
+    "threshold": "did you mean `reached`?",
+    "then": "did you mean `do`?",
+    "timeout": "did you mean `wall_time`?",
+    "keep": "did you mean `keep_rules`?",
 }
-_NOUNS = {"rules": "rule", "agents": "agent", "rates": "rate"}
+_NOUNS = {"rules": "rule", "agents": "agent", "rates": "rate", "budgets": "budget"}
 
 
 def locate(node: Node, path: KeyPath) -> tuple[Node, tuple[int, int], bool]:
@@ -95,6 +103,9 @@ _MISSING = {
     "each": "write `each: agent`",
     "allow": "write `allow: 60` and `per: 1m`",
     "per": "write `per: 1m`",
+    "limits": "write `limits: { requests: 1000 }`",
+    "reached": "write `reached: 80%`",
+    "do": "write `do: warn`, `do: quarantine` or `do: halt`",
 }
 
 
@@ -123,18 +134,21 @@ def advise(key: str, section: type[Section]) -> str:
     near = suggest(key, known)
     if near:
         return near
-    homes = [name for name in ("match", "with", "when", "who") if key in keys_of(SECTIONS[name])]
-    if homes and homes[0] in known:
+    parts = ("match", "with", "when", "who", "cost", "limits")
+    homes = [name for name in parts if name in known and key in keys_of(SECTIONS[name])]
+    if homes:
         return f"`{key}` belongs below `{homes[0]}:`"
     if key in keys_of(SECTIONS[""]):
         return f"`{key}` belongs at the top level of the file"
     return f"known here: {', '.join(known)}"
 
 
-def word_empty(key: str, place: tuple[int, int], file: str, rule: str) -> Finding:
+def word_empty(
+    key: str, place: tuple[int, int], file: str, rule: str, code: str = "AP007"
+) -> Finding:
     """The finding for a key or list item without a value."""
     what = f"`{key}` has no value" if key else "an empty list item"
-    return find("AP007", file, place, what, "write a value, or delete the line", rule)
+    return find(code, file, place, what, "write a value, or delete the line", rule)
 
 
 def describe_place(kind: str, name: str) -> str:

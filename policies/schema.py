@@ -5,7 +5,7 @@ Rule 2: no word of a finding comes from pydantic: every field reads its value wi
         values.py, and problems.py words what pydantic itself refuses (unknown and missing keys).
 Rule 3: what a model holds is compiled: patterns, networks, bytes, milliseconds.
 
-Keys: policy.md section 1, rows marked g. A key left out is None; compile.py knows the defaults.
+Keys: policy.md section 1, rows g and b. A key left out is None; compile.py knows the defaults.
 """
 
 from collections.abc import Callable
@@ -161,6 +161,34 @@ type Size = Annotated[
 type Duration = Annotated[
     int, *_reading(values.read_duration, type="string", pattern="^[0-9]+ ?(ms|s|m|h|d)$")
 ]
+type CountLimit = Annotated[
+    int,
+    *_reading(values.read_count_limit, type="integer", minimum=0, maximum=values.INTEGER_MAX),
+]
+type SizeLimit = Annotated[
+    int,
+    *_reading(
+        values.read_size_limit,
+        anyOf=[{"const": 0}, {"type": "string", "pattern": "^[0-9]+ ?([kKMGT]i?)?B$"}],
+    ),
+]
+type TimeLimit = Annotated[
+    int,
+    *_reading(
+        values.read_time_limit,
+        anyOf=[{"const": 0}, {"type": "string", "pattern": "^[0-9]+ ?(ms|s|m|h|d)$"}],
+    ),
+]
+type Points = Annotated[
+    int,
+    *_reading(lambda value: values.read_count(value, 0), type="integer", minimum=0),
+]
+type Percent = Annotated[
+    int, *_reading(values.read_percent, type="string", pattern="^([1-9][0-9]?|100)%$")
+]
+type Period = Annotated[
+    int, *_reading(values.read_window, type="string", pattern="^[0-9]+ ?(ms|s|m|h|d)$")
+]
 type Moment = Annotated[datetime, *_reading(values.read_moment, type="string")]
 type Host = Annotated[HostPattern, *_reading(values.read_host, type="string")]
 type Path = Annotated[PathPattern, *_reading(values.read_path, type="string", pattern="^/")]
@@ -272,6 +300,17 @@ class WithSection(Section):
     path_params: Annotated[str, *_choice("refuse", "strip", "keep")] | None = Field(
         None, description="what happens to `;params` in the path; `refuse` by default"
     )
+    show_budget: Flag | None = Field(
+        None, description="true: answers say what is left, in `Tollkeeper-Budget`"
+    )
+
+
+class CostSection(Section):
+    """What one request takes from budgets. Of several rules steps and effort add up."""
+
+    steps: Points | None = Field(None, description="default 1")
+    effort: Points | None = Field(None, description="default 1")
+    risk: Points | None = Field(None, description="default 0; of several rules the largest counts")
 
 
 class RuleSection(Section):
@@ -287,6 +326,7 @@ class RuleSection(Section):
     match: MatchSection | None = Field(None, description="which requests; an allow needs `host`")
     unless: MatchSection | None = Field(None, description="exceptions, with the keys of `match`")
     when: WhenSection | None = Field(None, description="at which times; left out: always")
+    cost: CostSection | None = Field(None, description="what a request takes from budgets")
     with_: WithSection | None = Field(None, alias="with", description="limits and obligations")
 
 
@@ -316,6 +356,55 @@ class RateSection(Section):
     allow: Count = Field(description="number of requests")
     per: Duration = Field(description="in this time")
     burst: Count | None = Field(None, description="admitted at once after a rest; default `allow`")
+
+
+class LimitsSection(Section):
+    """What may be spent, at least one of these. What is not named has no limit."""
+
+    requests: CountLimit | None = Field(None, description="number of allowed requests")
+    steps: CountLimit | None = Field(None, description="sum of the rules' `cost.steps`")
+    effort: CountLimit | None = Field(None, description="sum of the rules' `cost.effort`")
+    risk: CountLimit | None = Field(None, description="sum of the rules' `cost.risk`")
+    bytes_out: SizeLimit | None = Field(
+        None, description="sent to destinations: head and body, and WebSocket messages"
+    )
+    bytes_in: SizeLimit | None = Field(None, description="received from destinations, likewise")
+    wall_time: TimeLimit | None = Field(
+        None, description="time since the first allowed request; then all is denied"
+    )
+
+
+class ThresholdSection(Section):
+    """What happens to the agent once so much of any limit is spent. It never becomes undone."""
+
+    reached: Percent = Field(description="`1%` to `100%` of a limit")
+    do: Annotated[str, *_choice("warn", "quarantine", "halt")] = Field(
+        description="`warn`: only shown and recorded; `quarantine`: see there; `halt`: for good"
+    )
+
+
+class BudgetSection(Section):
+    """One budget, under its id. Every agent it is for has an account of its own."""
+
+    each: Annotated[str, *_choice("agent", "session")] = Field(
+        description="what has an account: `agent`, or `session` (one `tollkeeper agent add`)"
+    )
+    who: WhoSection | None = Field(None, description="which agents; left out: all")
+    limits: LimitsSection = Field(description="what may be spent; at least one limit")
+    window: Period | None = Field(
+        None, description="filled again so often, counted from 1970 in UTC; left out: never"
+    )
+    at: Annotated[tuple[ThresholdSection, ...], *_MANY] | None = Field(
+        None, description="what happens on the way; at 100% requests are denied anyway"
+    )
+
+
+class QuarantineSection(Section):
+    """What a quarantined agent may still do. Deny rules count as ever."""
+
+    keep_rules: Ids | None = Field(
+        None, description="ids of allow rules that still count; default none"
+    )
 
 
 class DefaultsSection(Section):
@@ -352,6 +441,8 @@ class PolicyFile(Section):
     agents: dict[str, AgentSection] | None = Field(None, description="agents by id")
     rules: list[RuleSection] | None = Field(None, description="the rules, in any order")
     rates: dict[str, RateSection] | None = Field(None, description="rates by id")
+    budgets: dict[str, BudgetSection] | None = Field(None, description="budgets by id")
+    quarantine: QuarantineSection | None = Field(None, description="main file only")
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -360,10 +451,15 @@ SECTIONS: dict[str, type[Section]] = {
     "unless": MatchSection,
     "when": WhenSection,
     "with": WithSection,
+    "cost": CostSection,
+    "limits": LimitsSection,
+    "at": ThresholdSection,
     "identity": IdentitySection,
     "defaults": DefaultsSection,
     "agents": AgentSection,
     "rates": RateSection,
+    "budgets": BudgetSection,
+    "quarantine": QuarantineSection,
     "rules": RuleSection,
     "": PolicyFile,
 }

@@ -17,6 +17,7 @@ from ipaddress import (
     ip_address,
     ip_network,
 )
+from math import isfinite, isnan
 from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -38,6 +39,10 @@ _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _BYTES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BYTES |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_SIZES, _TIMES = "10MB, 10MiB, 500kB or 512B", "30s, 5m, 2h or 1d"
+_SMALLEST = {"size": "bytes", "time": "ms"}
+_PERCENT = re.compile(r"([0-9]{1,3})%")
+_WINDOW_MS_MAX = 36_500 * 86_400_000
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 # stripped or folded into other fields before a rule is asked (model.Request.headers)
 _UNSEEN_HEADERS = {"host": "`match.host`", "upgrade": "`match.websocket: true`"} | dict.fromkeys(
@@ -97,7 +102,7 @@ def read_text(value: Any, expected: str = "text") -> str:
 
 
 def read_id(value: Any) -> str:
-    """An id of a rule, agent, group or rate: it travels in logs, metrics and proxy user names."""
+    """An id of a rule, agent, group, rate or budget: it travels in logs, metrics, user names."""
     text = read_text(value, "a name")
     if not _ID.fullmatch(text):
         hint = f"use letters, digits, `-`, `_` and `.`, at most {ID_CHARS_MAX}, such as `read-docs`"
@@ -154,12 +159,75 @@ def read_version(value: Any) -> int:
 
 def read_size(value: Any) -> int:
     """Bytes: `10MB` is 10^7, `10MiB` is 10 * 2^20."""
-    return _read_amount(value, _BYTES, "10MB, 10MiB, 500kB or 512B", "size")
+    return _read_amount(value, _BYTES, _SIZES, "size")
+
+
+def read_count_limit(value: Any) -> int:
+    """A limit that is counted: 0 (nothing at all) to 2^53-1, a plain number."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= INTEGER_MAX:
+        return value
+    quoted = isinstance(value, str) and value.isascii() and value.isdigit()
+    hint = "write it without quotes" if quoted else "write a plain number; 0 allows nothing"
+    message = f"expected a whole number from 0 to 2^53-1, not {_show_number(value)}"
+    raise Unfit("AP609", message, hint)
+
+
+def read_size_limit(value: Any) -> int:
+    """A limit in bytes: 0 (nothing at all) to 2^53-1, written as a size."""
+    return _read_limit(value, _BYTES, _SIZES, "size")
+
+
+def read_time_limit(value: Any) -> int:
+    """A limit in milliseconds: 0 (no time at all) to 2^53-1, written as a time."""
+    return _read_limit(value, _MILLISECONDS, _TIMES, "time")
+
+
+def _read_limit(value: Any, units: dict[str, int], forms: str, noun: str) -> int:
+    """An amount with its unit; 0 needs none, as nothing is the same in every unit."""
+    if value == 0 and isinstance(value, int) and not isinstance(value, bool):
+        return 0
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or (isinstance(value, int) and 0 < value <= INTEGER_MAX):
+        try:
+            return _read_amount(value, units, forms, noun)
+        except Unfit as unfit:
+            if unfit.code == "AP008":
+                raise
+    message = f"expected a {noun} from 0 to 2^53-1 {_SMALLEST[noun]}, not {_show_number(value)}"
+    raise Unfit("AP609", message, f"write {forms}; 0 allows nothing")
+
+
+def _show_number(value: Any) -> str:
+    """As `show`, and what is not finite as YAML writes it."""
+    if isinstance(value, float) and not isfinite(value):
+        return "`.nan`" if isnan(value) else "`.inf`" if value > 0 else "`-.inf`"
+    return show(value)
+
+
+def read_percent(value: Any) -> int:
+    """`80%`: 1 to 100, whole."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        near = f"write `{value}%`" if value in range(1, 101) and isinstance(value, int) else ""
+        raise Unfit("AP008", f"{_show_number(value)} has no unit", near or "write `80%`")
+    parts = _PERCENT.fullmatch(value) if isinstance(value, str) else None
+    if parts is None or not 1 <= int(parts[1]) <= 100:
+        message = f"expected a whole percentage from 1% to 100%, not {show(value)}"
+        raise Unfit("AP007", message, "write `80%`")
+    return int(parts[1])
+
+
+def read_window(value: Any) -> int:
+    """Milliseconds of a budget's window, at most 100 years."""
+    window_ms = read_duration(value)
+    if window_ms > _WINDOW_MS_MAX:
+        hint = "leave `window` out for a budget that is never filled again"
+        raise Unfit("AP007", f"expected at most 36500d, not {show(value)}", hint)
+    return window_ms
 
 
 def read_duration(value: Any) -> int:
     """Milliseconds, more than none: `500ms`, `30s`, `5m`, `2h`, `1d`."""
-    amount = _read_amount(value, _MILLISECONDS, "30s, 5m, 2h or 1d", "time")
+    amount = _read_amount(value, _MILLISECONDS, _TIMES, "time")
     if amount == 0:
         raise Unfit("AP007", "expected more than no time")
     return amount

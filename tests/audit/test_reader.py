@@ -101,3 +101,11 @@ def test_a_folder_must_hold_one_log(tmp_path: Path) -> None:
     put(tmp_path, chain([outcome(1)]), log="f" * 32)
     with pytest.raises(LogUnreadable, match="holds 2 logs"):
         find_segment(tmp_path)
+
+
+def test_lines_that_are_not_needed_are_not_looked_at(tmp_path: Path) -> None:
+    lines = everyday()
+    broken = [line.replace(b'"hash":"', b'"hash":"0') for line in lines]
+    put(tmp_path / "log", [*broken[:3], lines[3], *broken[4:]])
+    found = list(read(tmp_path / "log", needs=lambda line: line == lines[3]))
+    assert [line.raw for line in found] == [lines[3]]

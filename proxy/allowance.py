@@ -10,7 +10,7 @@ Rule 3: exact units are settled in full, bytes as counted, never more than was h
 
 from dataclasses import dataclass, field
 
-from policies.budget import SLICE_BYTES, Amount, Hold, Shortfall, allocate
+from policies.budget import SLICE_BYTES, Amount, Hold, Left, Shortfall, allocate
 from policies.model import ContractBroken, Decision, Request
 from proxy.vocabulary import (
     RequestSent,
@@ -51,6 +51,7 @@ class Allowance:
     held: list[Amount] = field(default_factory=list)  # in the order of the holds
     granted: dict[str, int] = field(default_factory=dict)  # byte unit -> bytes that may pass
     counted: dict[str, int] = field(default_factory=lambda: {OUT: 0, IN: 0})
+    left: tuple[Left, ...] = ()  # on all accounts, behind the first hold
     shortfall: Shortfall | None = None
     fit_bytes: int = 0  # of the part that did not fit whole, so many bytes may still pass
     _slices: dict[str, Hold] = field(default_factory=dict)  # held, their record not yet durable
@@ -61,6 +62,7 @@ class Allowance:
         """The reservation of the decision itself; its record is the decision's."""
         self.held = list(hold.amounts)
         self.granted = dict(hold.granted)
+        self.left = hold.left
 
     def find_shortage(self, event: Passing) -> SliceWanted | None:
         """What must be held before the event may be handled; None: nothing."""

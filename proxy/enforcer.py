@@ -15,31 +15,35 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Protocol
 
 import structlog
 
 from audit.denials import DenialBudget
 from audit.writer import EventRefused, LogUnavailable, Stored, wall_clock
-from policies.ledger import Ledger, LedgerUnavailable
-from policies.model import Address, ContractBroken, Request, Verdict
+from policies.budget import Amount, State
+from policies.model import Address, ContractBroken, Decision, Request, Verdict
 from policies.policy_set import PolicySet
 from policies.rate import RateLimiter
+from proxy.bookkeeper import Bookkeeper
+from proxy.budget_header import format_budget
 from proxy.call import Call, describe_target, find_authorization, read_call
 from proxy.denial import Denial, deny
 from proxy.destination import DnsFailed, Resolver
 from proxy.exchange import Exchange
+from proxy.extension import Extensions
 from proxy.fault import ANY_FAULT, NOT_RECORDED, LogSlow, explain_fault
 from proxy.identity import CredentialStore, IdentityRefusal, identify
 from proxy.metrics import Metrics
 from proxy.recording import (
     AuditEvent,
+    Recorder,
     describe_decision,
     describe_malformed,
     describe_outcome,
 )
+from proxy.runs import Runs
 from proxy.settings import Settings
 from proxy.vocabulary import (
     Close,
@@ -68,16 +72,7 @@ log = structlog.get_logger()
 
 # what a denied CONNECT may be opened for, only to be told why (SPEC section 3): the policy said no,
 # and that is on record
-_EXPLAINABLE = frozenset({"host-not-allowed", "denied-by-rule", "no-rule-matched"})
-
-
-class Recorder(Protocol):
-    """What is needed of audit.writer.Writer."""
-
-    async def store(self, event: AuditEvent) -> object: ...
-    def submit(self, event: AuditEvent) -> None: ...
-    @property
-    def failure(self) -> str | None: ...
+_EXPLAINABLE = frozenset({"host-not-allowed", "denied-by-rule", "no-rule-matched", "quarantined"})
 
 
 @dataclass(slots=True)
@@ -97,6 +92,7 @@ class Admitted:
     exchange: Exchange
     request: Request | None
     ticket: Ticket | None
+    budget: str = ""  # value of `Tollkeeper-Budget` for the answer, where the rule shows it
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,19 +105,6 @@ class Refused:
     softenable: bool = False
 
 
-@dataclass(slots=True)
-class _Run:
-    """Book-keeping of one exchange that is not part of its life."""
-
-    client: str
-    started: float
-    serial: int
-    upstream_started: float = 0.0
-    resolving: bool = False
-    asked: bool = False  # the decision's record was handed over: it is, or may become, durable
-    denial: Denial | None = None
-
-
 class Enforcer:
     """One per process: joins the decision room and the evidence room."""
 
@@ -131,7 +114,7 @@ class Enforcer:
         generation: Generation,
         *,
         recorder: Recorder,
-        ledger: Ledger,
+        bookkeeper: Bookkeeper,
         resolver: Resolver,
         credentials: CredentialStore,
         metrics: Metrics,
@@ -143,7 +126,7 @@ class Enforcer:
         self.settings = settings
         self.generation = generation
         self.recorder = recorder
-        self.ledger = ledger
+        self.bookkeeper = bookkeeper
         self.resolver = resolver
         self.credentials = credentials
         self.metrics = metrics
@@ -153,7 +136,10 @@ class Enforcer:
         self._quiet = quiet  # the self-test's exchanges are not news
         self.draining = False
         self._rates = RateLimiter()
-        self._runs: dict[str, _Run] = {}
+        self.extensions = Extensions(
+            bookkeeper, recorder, metrics, settings.audit_deadline_s, self.count_fault
+        )
+        self.runs = Runs(metrics, quiet=quiet)
 
     # --- the adapter's side
 
@@ -164,7 +150,7 @@ class Enforcer:
             secrets.token_hex(16), call.stage, generation.policy_set, observe=generation.observe
         )
         exchange.target = describe_target(call)  # so that the record of a fault can name it
-        self._runs[exchange.id] = _Run(call.client, time.monotonic(), generation.serial)
+        self.runs.open(exchange, call.client, generation.serial)
         return exchange
 
     async def judge(self, exchange: Exchange, call: Call) -> Admitted | Refused:
@@ -186,7 +172,7 @@ class Enforcer:
     def abandon(self, exchange: Exchange, error: BaseException) -> Refused:
         """Turn an exception into a recorded denial, without awaiting; never raises an Exception."""
         reason = explain_fault(error)
-        run = self._runs.get(exchange.id)
+        run = self.runs.find(exchange)
         queued = run is not None and run.asked and not isinstance(error, NOT_RECORDED)
         if not isinstance(error, LogUnavailable):
             self.count_fault("exchange", error)
@@ -201,7 +187,7 @@ class Enforcer:
                 effects = exchange.handle(answer)
         except ANY_FAULT as second:  # the last net; the answer denies
             self.count_fault("abandon", second)
-        self._runs.pop(exchange.id, None)
+        self.runs.drop(exchange)
         denial = None
         if run is not None:
             denial = run.denial
@@ -215,11 +201,16 @@ class Enforcer:
         Exception."""
         try:
             cut = None
+            principal = exchange.principal
+            if principal is not None and self.bookkeeper.state(principal.agent) is State.HALTED:
+                event = event if isinstance(event, Failed) else Failed("halted")
             for effect in exchange.handle(event):
                 if isinstance(effect, Close):
                     cut = effect.reason
                 else:
                     self._queue(exchange, effect)
+            if not cut:
+                self.extensions.anticipate(exchange, event)
             return cut
         except ANY_FAULT as error:  # counted; the caller cuts
             self.count_fault("advance", error)
@@ -237,13 +228,13 @@ class Enforcer:
 
     def is_resolving(self, exchange: Exchange | None) -> bool:
         """Whether the exchange waits for DNS, the one thing that may outlast `hook_deadline_s`."""
-        run = self._runs.get(exchange.id) if exchange is not None else None
+        run = self.runs.find(exchange) if exchange is not None else None
         return run is not None and run.resolving
 
     @property
     def open_exchanges(self) -> int:
         """Exchanges that have not ended: 0 when idle."""
-        return len(self._runs)
+        return len(self.runs)
 
     # --- performing effects
 
@@ -274,14 +265,19 @@ class Enforcer:
             case StoreRecord(DecisionRecord() as record):
                 await self._store(exchange, record)
                 generation = self.generation
-                return RecordStored(generation.policy_set, self._now())
+                return self._stored(exchange, generation.policy_set)
             case Forward(decision, request, ticket):
-                self._count(exchange, "allow", decision.reason)
+                self.runs.count(exchange, "allow", decision.reason)
                 if exchange.stage is Stage.CONNECT:
-                    self._finish(exchange, 200, "allow", decision.reason)
+                    self.runs.finish(exchange, 200, "allow", decision.reason)
                 else:
-                    self._runs[exchange.id].upstream_started = time.monotonic()
-                return Admitted(exchange, request, ticket)
+                    self.runs.of(exchange).upstream_started = time.monotonic()
+                    self._count_steps(exchange, decision)
+                shown = decision.obligations.show_budget
+                left = exchange.allowance.left if shown else ()
+                return Admitted(
+                    exchange, request, ticket, format_budget(left, self.bookkeeper.now_ms())
+                )
             case Deny():
                 return self._deny(exchange, effect)
             case _:
@@ -291,21 +287,21 @@ class Enforcer:
     def _queue(self, exchange: Exchange, effect: Effect) -> Event | None:
         """Perform an effect that needs no waiting."""
         match effect:
-            case Release(settle):
-                self._release(exchange, settle=settle)
+            case Release(_, spent):
+                self._release(exchange, spent)
             case StoreRecord(OutcomeRecord() as record):
-                self._submit(describe_outcome(exchange.id, record, self._elapsed_ms(exchange)))
-                run = self._runs.get(exchange.id)
+                self._submit(describe_outcome(exchange.id, record, self.runs.elapsed_ms(exchange)))
+                run = self.runs.find(exchange)
                 if run is not None and run.upstream_started:  # else the Deny behind it ends the run
                     reason = record.error or record.cut or "allowed"
-                    self._finish(exchange, record.status, "allow", reason)
+                    self.runs.finish(exchange, record.status, "allow", reason)
             case StoreRecord(DecisionRecord() as record):
-                asking = self._runs[exchange.id]
+                asking = self.runs.of(exchange)
                 if self._is_recorded_singly(record):
                     asking.asked = self._submit(self._describe(exchange, record))
                 else:
                     asking.asked = True  # counted in a `dropped` record
-                return RecordStored(self.generation.policy_set, self._now())
+                return self._stored(exchange, self.generation.policy_set)
             case Deny():
                 self._deny(exchange, effect)
             case Close():
@@ -324,7 +320,7 @@ class Enforcer:
         loop = asyncio.get_running_loop()
         left = max(0.05, (deadline.when() or 0.0) - loop.time())
         deadline.reschedule(loop.time() + self.settings.dns_timeout_s + 0.5)
-        run = self._runs[exchange.id]
+        run = self.runs.of(exchange)
         run.resolving = True
         answer = await self.resolver.resolve(host, port)
         run.resolving = False
@@ -343,25 +339,27 @@ class Enforcer:
             wait_ms = self._rates.admit(uses, rates, int(time.monotonic() * 1000))
             if wait_ms is not None:
                 return LedgerAnswered("rate-limited", wait_ms)
-        try:
-            async with asyncio.timeout(self.settings.ledger_deadline_s):
-                await self.ledger.reserve(exchange.id)
-        except (LedgerUnavailable, TimeoutError) as error:
-            self.count_fault("ledger", error)
-            self._release(exchange, settle=False)  # out of time: nobody knows what it holds
-            return LedgerAnswered("ledger-unavailable")
-        return LedgerAnswered()
+        principal = exchange.principal
+        if principal is None:
+            raise ContractBroken("a reservation for nobody")
+        return await self.bookkeeper.reserve(exchange.id, principal, effect, exchange.policy_set)
 
-    def _release(self, exchange: Exchange, *, settle: bool) -> None:
+    def _release(self, exchange: Exchange, spent: tuple[Amount, ...]) -> None:
         """A ledger that fails here must not cost the record that comes next."""
-        end = self.ledger.settle if settle else self.ledger.void
         try:
-            end(exchange.id)
+            self.bookkeeper.settle(exchange.id, spent, exchange.principal)
         except ANY_FAULT as error:  # counted; the request itself has its verdict
             self.count_fault("ledger", error)
 
+    def _stored(self, exchange: Exchange, policy_set: PolicySet) -> RecordStored:
+        """What the re-check needs: halt and policy as they are now."""
+        principal = exchange.principal
+        state = self.bookkeeper.state(principal.agent) if principal else State.ACTIVE
+        halted, quarantined = state is State.HALTED, state is State.QUARANTINED
+        return RecordStored(policy_set, self._now(), halted, quarantined)
+
     async def _store(self, exchange: Exchange, record: DecisionRecord) -> None:
-        run = self._runs[exchange.id]
+        run = self.runs.of(exchange)
         if not self._is_recorded_singly(record):
             run.asked = True  # counted in a `dropped` record
             return
@@ -385,7 +383,7 @@ class Enforcer:
         return self._denials.admit(agent, record.decision.reason, time.monotonic())
 
     def _describe(self, exchange: Exchange, record: DecisionRecord) -> AuditEvent:
-        run = self._runs[exchange.id]
+        run = self.runs.of(exchange)
         return describe_decision(
             exchange.id,
             exchange.stage.value,
@@ -416,12 +414,14 @@ class Enforcer:
             agent=exchange.principal.agent if exchange.principal else None,
             rule=rules[0] if len(rules) == 1 else None,
             retry_after_ms=effect.retry_after_ms,
+            remaining=effect.shortfall.left if effect.shortfall else (),
+            reopens_ms=effect.shortfall.until_ms if effect.shortfall else None,
         )
-        run = self._runs.get(exchange.id)
+        run = self.runs.find(exchange)
         if run is not None:
             run.denial = denial
-        self._count(exchange, "deny", effect.reason)
-        self._finish(exchange, denial.status, "deny", effect.reason)
+        self.runs.count(exchange, "deny", effect.reason)
+        self.runs.finish(exchange, denial.status, "deny", effect.reason)
         softenable = exchange.principal is not None and effect.reason in _EXPLAINABLE
         return Refused(exchange, denial, softenable)
 
@@ -438,50 +438,20 @@ class Enforcer:
             return Head(target, caller, None, now, "draining")
         if generation.refusal:
             return Head(target, caller, None, now, generation.refusal)
-        return read_call(call, caller, target, now)
+        state = self.bookkeeper.state(caller.agent)
+        if state is State.HALTED:
+            return Head(target, caller, None, now, "halted")
+        head = read_call(call, caller, target, now)
+        return replace(head, quarantined=True) if state is State.QUARANTINED else head
 
     # --- counting; never changes a verdict
 
+    def _count_steps(self, exchange: Exchange, decision: Decision) -> None:
+        agent = exchange.principal.agent if exchange.principal else ""
+        self.metrics.safely(lambda m: m.count_steps(agent, decision.obligations.steps))
+
     def _observe_decision(self, seconds: float) -> None:
         self.metrics.safely(lambda m: m.observe_decision(seconds))
-
-    def _elapsed_ms(self, exchange: Exchange) -> int:
-        run = self._runs.get(exchange.id)
-        return 0 if run is None else int((time.monotonic() - run.started) * 1000)
-
-    def _count(self, exchange: Exchange, verdict: str, reason: str) -> None:
-        agent = exchange.principal.agent if exchange.principal else ""
-        rules = exchange.decision.rules if exchange.decision else ()
-        self.metrics.safely(lambda m: m.count_request(agent, verdict, reason))
-        self.metrics.safely(lambda m: m.count_rules(rules))
-
-    def _finish(self, exchange: Exchange, status: int | None, verdict: str, reason: str) -> None:
-        run = self._runs.pop(exchange.id, None)
-        if run is None:
-            return
-        seconds = time.monotonic() - run.started
-        agent = exchange.principal.agent if exchange.principal else ""
-        self.metrics.safely(lambda m: m.observe_request(agent, verdict, seconds))
-        if run.upstream_started:
-            upstream_s = time.monotonic() - run.upstream_started
-            self.metrics.safely(lambda m: m.observe_upstream(upstream_s))
-        if self._quiet:
-            return
-        log.info(
-            "exchange",
-            decision=exchange.id,
-            agent=agent or None,
-            verdict=verdict,
-            reason=reason,
-            method=exchange.target.method,
-            host=exchange.target.host,
-            port=exchange.target.port,
-            stage=exchange.stage.value,
-            status=status,
-            ms=int(seconds * 1000),
-            bytes_out=exchange.bytes_out,
-            bytes_in=exchange.bytes_in,
-        )
 
     def count_fault(self, where: str, error: BaseException) -> None:
         self.metrics.safely(lambda m: m.count_fault(where))

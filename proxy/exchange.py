@@ -138,6 +138,11 @@ class Exchange:
         """What came back, counted alike."""
         return self.allowance.counted[IN]
 
+    @property
+    def is_over(self) -> bool:
+        """Nothing that still comes changes anything."""
+        return self.state is State.DONE
+
     def find_shortage(self, event: Passing) -> SliceWanted | None:
         """What must be held before `event` may be handled; None: nothing, or it will be cut."""
         return self.allowance.find_shortage(event) if self.state is State.FORWARDED else None

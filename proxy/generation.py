@@ -23,8 +23,9 @@ from audit.writer import LogUnavailable
 from policies.compile import Compiled, compile_policy
 from policies.model import PolicyRejected
 from policies.sources import PolicyUnreadable
-from proxy.enforcer import Generation, Recorder
+from proxy.enforcer import Generation
 from proxy.metrics import Metrics
+from proxy.recording import Recorder
 from proxy.settings import Settings
 
 log = structlog.get_logger()

@@ -8,6 +8,7 @@ credential.
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Protocol
 
 from policies.budget import Amount
 from policies.model import Principal
@@ -18,6 +19,21 @@ from proxy.vocabulary import (
 )
 
 AuditEvent = Mapping[str, object]
+
+
+class Recorder(Protocol):
+    """What is needed of audit.writer.Writer."""
+
+    async def store(self, event: AuditEvent) -> object:
+        """Durable when it returns."""
+
+    def submit(self, event: AuditEvent) -> None:
+        """Queued; durable in order."""
+
+    @property
+    def failure(self) -> str | None:
+        """Why nothing can be recorded; None: it can."""
+
 
 REDACTED = "~"  # stands for a path segment that the rule hides; never a canonical segment by itself
 _PATH_CHARS_MAX = 4096

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from policies.model import Address, ContractBroken
+from policies.reasons import REASONS
 from proxy.settings import UpstreamProxy
 from proxy.vocabulary import Ticket
 
@@ -82,3 +83,10 @@ def explain_failure(error: BaseException) -> str:
             return "contract-broken"
         case _:
             return "upstream-unreachable"
+
+
+def name_failure(error: str, *, tls: bool) -> str:
+    """The reason code of what the layers say: ours already, or else the TLS layer's own text."""
+    if error in REASONS:
+        return error
+    return "upstream-tls-failed" if tls else "upstream-unreachable"

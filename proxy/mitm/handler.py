@@ -30,15 +30,15 @@ from mitmproxy.proxy.server import ConnectionHandler, ConnectionIO
 
 from policies.model import ContractBroken
 from proxy.denial import LAST_RESORT
-from proxy.enforcer import Admitted, Enforcer, Refused
+from proxy.enforcer import Admitted, Enforcer
 from proxy.fault import ANY_FAULT
-from proxy.mitm.choice import SNIFF_BYTES, choose_layer
+from proxy.mitm.choice import choose_layer
 from proxy.mitm.dial import dial, explain_failure
 from proxy.mitm.handshake import TlsHooks
+from proxy.mitm.hooks import Extend, Judge, require_answer
 from proxy.mitm.layers import GatedHttpLayer
-from proxy.mitm.pressure import Hasten, Timers
+from proxy.mitm.pressure import Hasten, Pause, Timers
 from proxy.mitm.session import Caller, MintBound, Session
-from proxy.mitm.stream import Judge
 from proxy.mitm.tls import Originator, Terminator
 from proxy.vocabulary import Failed
 
@@ -86,9 +86,8 @@ class Handler(TlsHooks, ConnectionHandler):
         self.enforcer = enforcer
         self._pending: collections.deque[events.Event] = collections.deque()
         self._dispatching = False
-        self._judging = 0
-        self._judged = asyncio.Event()
-        self._judged.set()
+        self._judging = Pause()
+        self._extending = Pause()  # a stream waits for its budget: what is read could not go on
         self._unread_bytes = 0
         self._lingering = False
         self._linger_bytes = 0
@@ -97,6 +96,7 @@ class Handler(TlsHooks, ConnectionHandler):
         self._timers = Timers(self.wakeup_timer)
         self.hooks: dict[type, Hook] = {
             Judge: self.judge,
+            Extend: self.extend,
             layer.NextLayerHook: self.next_layer,
             server_hooks.ClientConnectedHook: self.client_connected,
             server_hooks.ClientDisconnectedHook: self.client_disconnected,
@@ -164,6 +164,8 @@ class Handler(TlsHooks, ConnectionHandler):
             elif isinstance(hook, tls.TlsStartClientHook | tls.TlsStartServerHook):
                 hook.data.ssl_conn = None  # the layer then closes the connection
                 self.record_tls_fault(hook)
+            elif isinstance(hook, Extend):
+                pass  # nothing was granted: the stream is cut at what it holds
             else:
                 if not self.session.exchanges:  # else the outcome tells
                     self.session.record_malformed("internal-error", b"")
@@ -179,6 +181,10 @@ class Handler(TlsHooks, ConnectionHandler):
             raise ContractBroken("nothing to judge")
         stream.exchange = self.enforcer.open(stream.call)
         stream.verdict = await self.enforcer.judge(stream.exchange, stream.call)
+
+    async def extend(self, hook: Extend) -> None:
+        """A stream waits for more of its budget; where there is none, it cuts itself."""
+        await self.enforcer.extensions.extend(hook.exchange, hook.event)
 
     async def client_connected(self, _hook: server_hooks.ClientConnectedHook) -> None:
         """Nothing is decided here: master.py admitted the connection."""
@@ -223,9 +229,9 @@ class Handler(TlsHooks, ConnectionHandler):
             case commands.SendData():
                 self._send(command)
             case commands.StartHook():
-                if isinstance(command, Judge):
-                    self._judging += 1
-                    self._judged.clear()
+                pause = self._pause(command)
+                if pause is not None:
+                    pause.begin()
                 self._spawn(self.hook_task(command))
             case commands.OpenConnection():
                 self.transports[command.connection] = ConnectionIO(handler=None)
@@ -263,15 +269,23 @@ class Handler(TlsHooks, ConnectionHandler):
         try:
             await self.handle_hook(hook)
         finally:
-            if isinstance(hook, Judge):
-                self._judging -= 1
-                if not self._judging:
-                    self._unread_bytes = 0
-                    self._judged.set()
+            pause = self._pause(hook)
+            if pause is not None:
+                pause.end()
+            if not self._judging:
+                self._unread_bytes = 0
         if isinstance(hook, Judge) and (self._crashed or self.session.ended):
             self._withdraw(hook)  # nobody is left to act on the verdict
         elif hook.blocking:
             await self.server_event(events.HookCompleted(hook))
+
+    def _pause(self, hook: commands.StartHook) -> Pause | None:
+        match hook:
+            case Judge():
+                return self._judging
+            case Extend():
+                return self._extending
+        return None
 
     def _withdraw(self, hook: Judge) -> None:
         verdict, hook.stream.verdict = hook.stream.verdict, None
@@ -413,10 +427,11 @@ class Handler(TlsHooks, ConnectionHandler):
                 if self._judging:
                     self._unread_bytes += len(data)
             await self.server_event(events.DataReceived(connection, data))
+            await self._extending.wait()
             if connection is self.client and (
                 self._unread_bytes > self.session.settings.pipelined_bytes_max
             ):
-                await self._judged.wait()
+                await self._judging.wait()
             if connection is self.client:
                 await self.session.pressure.wait()
             await self.drain_writers()
@@ -461,7 +476,7 @@ class Handler(TlsHooks, ConnectionHandler):
     @property
     def is_busy(self) -> bool:
         """A request is being judged, or is under way."""
-        return self._judging > 0 or bool(self.session.exchanges)
+        return bool(self._judging) or bool(self.session.exchanges)
 
     def cut(self, reason: str) -> None:
         """End this connection from outside: a drain that is over, a policy that no longer allows
@@ -477,22 +492,3 @@ class Handler(TlsHooks, ConnectionHandler):
     def log(self, *_args: object, **_keywords: object) -> None:
         """mitmproxy's own connection log: agents' bytes may be in it, and our exchange lines say
         more."""
-
-
-def require_answer(hook: commands.StartHook) -> None:
-    """A hook that ended without what it was asked for has failed, too.
-
-    Raises:
-        ContractBroken: there is no verdict, no layer although enough was seen, or no TLS.
-    """
-    match hook:
-        case Judge():
-            given = isinstance(hook.stream.verdict, Admitted | Refused)
-        case layer.NextLayerHook():
-            given = hook.data.layer is not None or len(hook.data.data_client()) < SNIFF_BYTES
-        case tls.TlsStartClientHook() | tls.TlsStartServerHook():
-            given = hook.data.ssl_conn is not None
-        case _:
-            given = True
-    if not given:
-        raise ContractBroken(f"{hook.name} gave no answer")

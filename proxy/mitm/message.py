@@ -3,6 +3,8 @@
 Bodies never stand in them (they stream), nor trailers or times.
 """
 
+import contextlib
+from http import HTTPStatus
 from typing import Any
 
 from mitmproxy import http
@@ -46,3 +48,10 @@ def build_response(
         headers=http.Headers(headers),
         **_UNUSED,
     )
+
+
+def find_phrase(status: int) -> bytes:
+    """HTTP/2 has no reason phrase; some HTTP/1 agents print it."""
+    with contextlib.suppress(ValueError):
+        return HTTPStatus(status).phrase.encode("ascii")
+    return b""

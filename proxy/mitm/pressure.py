@@ -36,6 +36,33 @@ class Pressure:
         await self._room.wait()
 
 
+class Pause:
+    """Questions that are open; whoever reads on waits until none is."""
+
+    def __init__(self) -> None:
+        self._open = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def begin(self) -> None:
+        """One more is open."""
+        self._open += 1
+        self._none.clear()
+
+    def end(self) -> None:
+        """One is answered."""
+        self._open -= 1
+        if not self._open:
+            self._none.set()
+
+    def __bool__(self) -> bool:
+        return self._open > 0
+
+    async def wait(self) -> None:
+        """Until all are answered."""
+        await self._none.wait()
+
+
 class Hasten(commands.Command):
     """Deliver a wake-up now: whoever asked for it no longer waits for anything.
 

@@ -19,11 +19,13 @@ from audit.denials import DenialBudget
 from audit.writer import Stored
 from policies.compile import compile_text
 from policies.ledger.memory import MemoryLedger
+from proxy.bookkeeper import Bookkeeper
 from proxy.call import Call
 from proxy.credentials import CredentialStore
 from proxy.destination import Resolver
 from proxy.enforcer import Admitted, Enforcer, Generation, Refused
 from proxy.exchange import Exchange
+from proxy.ledger_clock import read_boot_ms
 from proxy.metrics import Metrics
 from proxy.mitm.master import Master
 from proxy.mitm.tls import Originator, Terminator
@@ -174,14 +176,16 @@ def _furnish(settings: Settings, port: int) -> tuple[Enforcer, _Recorder]:
     pin = Pin(_HOST, port, IPv4Address("127.0.0.1"), port)
     quiet = replace(settings, resolve=(pin,), dns=None, upstream_proxy=None)
     recorder = _Recorder()
+    metrics = Metrics()
+    bookkeeper = Bookkeeper(MemoryLedger(), recorder=recorder, metrics=metrics, now_ms=read_boot_ms)
     enforcer = _ProbedEnforcer(
         quiet,
         Generation(compiled.policy_set, 1),
         recorder=recorder,
-        ledger=MemoryLedger(),
+        bookkeeper=bookkeeper,
         resolver=Resolver(quiet.resolve),
         credentials=CredentialStore(Path("/nonexistent/self-test")),
-        metrics=Metrics(),
+        metrics=metrics,
         denials=DenialBudget(),
         quiet=True,
     )

@@ -9,9 +9,6 @@ answered with a
 ticket, and the wire layer checks that ticket again against the very head it is about to send.
 """
 
-import contextlib
-from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
 from mitmproxy import http
@@ -33,13 +30,17 @@ from mitmproxy.proxy.layers.http._events import (
 
 from policies.model import ContractBroken, Request, Scheme
 from policies.reasons import REASONS
+from proxy.allowance import Passing
+from proxy.budget_header import BUDGET_HEADER
 from proxy.call import Call, Tunnel, find_authorization
 from proxy.denial import Denial, Rendered, deny, render
 from proxy.enforcer import Admitted, Refused
 from proxy.exchange import Exchange
 from proxy.fault import ANY_FAULT
+from proxy.mitm.dial import name_failure
+from proxy.mitm.hooks import Extend, Judge
 from proxy.mitm.layers import Dial, GatedHttpLayer
-from proxy.mitm.message import build_response
+from proxy.mitm.message import build_response, find_phrase
 from proxy.mitm.pressure import Hasten
 from proxy.mitm.session import session_of
 from proxy.mitm.websocket import WebSocketRelay
@@ -55,17 +56,11 @@ from proxy.vocabulary import (
     Stage,
 )
 
+BUDGET_FIELD = BUDGET_HEADER.lower().encode()
 LAST_RESORT_RENDERED = render(
     deny("internal-error", decision_id=""), accept="", content_type="", method="GET"
 )
 _EXPLAIN_WAIT_S = 2.0  # for the ClientHello of a tunnel that is only explained (SPEC section 3)
-
-
-@dataclass
-class Judge(commands.StartHook):
-    """Ask for the verdict; the handler sets `stream.verdict`."""
-
-    stream: "Stream"
 
 
 class Stream(layer.Layer):
@@ -167,17 +162,17 @@ class Stream(layer.Layer):
         address = (request.host, request.port)
         connection, err = yield Dial(address, request.scheme == "https", None, "tcp", ticket)
         if err:
-            yield from self._fail(_upstream_reason(err, request))
+            yield from self._fail(name_failure(err, tls=request.scheme == "https"))
             return
         self.context.server = connection
         self.session.lag.serve(connection, self.stream_id)
         if not event.end_stream and _field(event, b"expect").lower() == "100-continue":
             yield SendHttp(Continue(self.stream_id), self.context.client)
         head = wire_request(request)
-        size = count_head_bytes(
-            head.headers.fields, len(head.method) + len(head.path) + len(" HTTP/1.1 ")
-        )
-        self._advance(RequestSent(size, body=False))
+        cut = self._advance(RequestSent(verdict.exchange.head_bytes, body=False))
+        if cut:
+            yield from self._fail(cut)
+            return
         ticketed = TicketedHead(self.stream_id, head, end_stream=event.end_stream)
         ticketed.ticket = ticket
         yield SendHttp(ticketed, connection)
@@ -205,11 +200,12 @@ class Stream(layer.Layer):
     # --- bodies
 
     def _on_request_data(self, event: RequestData) -> layer.CommandGenerator[None]:
-        cut = self._advance(RequestSent(len(event.data)))
+        cut = yield from self._pass(RequestSent(len(event.data)))
+        data = event.data[: self._fitting(cut, len(event.data))]
+        if data:
+            yield SendHttp(RequestData(self.stream_id, data), self.context.server)
         if cut:
             yield from self._fail(cut)
-            return
-        yield SendHttp(RequestData(self.stream_id, event.data), self.context.server)
 
     def _on_request_end(self, event: RequestEndOfMessage) -> layer.CommandGenerator[None]:
         self._request_ended = True
@@ -240,28 +236,32 @@ class Stream(layer.Layer):
         length = int(lengths[0]) if lengths and not answer.bodiless else None
         line = len("HTTP/1.1 200 ") + len(response.data.reason)
         size = count_head_bytes(response.headers.fields, line)
-        cut = self._advance(ResponseHead(answer.status, size, length))
+        arrived = ResponseHead(answer.status, size, length, answer.bodiless)
+        cut = yield from self._pass(arrived)
         if cut:
             yield from self._fail(cut)
             return
         self._bodiless = answer.bodiless
         self._response_started = True
         yield from self._stop_timer()
-        reason = response.data.reason or _phrase(answer.status)
-        forwarded = build_response(answer.status, reason, answer.headers)
+        reason = response.data.reason or find_phrase(answer.status)
+        shown = self.verdict.budget.encode() if isinstance(self.verdict, Admitted) else b""
+        headers = (*answer.headers, (BUDGET_FIELD, shown)) if shown else answer.headers
+        forwarded = build_response(answer.status, reason, headers)
         ended = event.end_stream and (answer.bodiless or length == 0)
         yield SendHttp(ResponseHeaders(self.stream_id, forwarded, ended), self.context.client)
 
     def _on_response_data(self, event: ResponseData) -> layer.CommandGenerator[None]:
-        cut = self._advance(ResponseReceived(len(event.data)))
+        cut = yield from self._pass(ResponseReceived(len(event.data)))
+        data = event.data[: self._fitting(cut, len(event.data))]
+        if data:
+            yield SendHttp(ResponseData(self.stream_id, data), self.context.client)
         if cut:
             yield from self._fail(cut)
-            return
-        yield SendHttp(ResponseData(self.stream_id, event.data), self.context.client)
 
     def _on_response_trailers(self, event: ResponseTrailers) -> layer.CommandGenerator[None]:
         fields = prepare_trailers(event.trailers.fields)
-        cut = self._advance(ResponseReceived(count_head_bytes(fields, 0)))
+        cut = yield from self._pass(ResponseReceived(count_head_bytes(fields, 0), divisible=False))
         if cut:
             yield from self._fail(cut)
             return
@@ -272,7 +272,7 @@ class Stream(layer.Layer):
     def _on_response_end(self, event: ResponseEndOfMessage) -> layer.CommandGenerator[None]:
         self._response_ended = True
         if self.exchange is not None and self.exchange.status == 101:
-            self._child = WebSocketRelay(self.context, self._advance)
+            self._child = WebSocketRelay(self.context, self._advance, self._cover)
             yield from self._child.handle_event(events.Start())
             yield SendHttp(event, self.context.client)
             return
@@ -316,7 +316,15 @@ class Stream(layer.Layer):
             identity = self.exchange.id if self.exchange else ""
             principal = self.exchange.principal if self.exchange else None
             agent = principal.agent if principal else None
-            rendered = self._render(deny(reason, decision_id=identity, agent=agent))
+            short = self.exchange.allowance.shortfall if self.exchange else None
+            denial = deny(
+                reason,
+                decision_id=identity,
+                agent=agent,
+                remaining=short.left if short else (),
+                reopens_ms=short.until_ms if short else None,
+            )
+            rendered = self._render(denial)
             yield SendHttp(Refusal(self.stream_id, rendered), self.context.client)
         self._finish()
         yield DropStream(self.stream_id)
@@ -430,6 +438,23 @@ class Stream(layer.Layer):
             return None
         return self.session.enforcer.advance(self.exchange, event)
 
+    def _cover(self, event: Passing) -> layer.CommandGenerator[None]:
+        """Wait for what must be held before `event` may pass; mostly it is there."""
+        exchange = self.exchange
+        if exchange is not None and exchange.find_shortage(event) is not None:
+            yield Extend(exchange, event)
+
+    def _pass(self, event: Passing) -> layer.CommandGenerator[str | None]:
+        """Count what is about to pass; returns the reason to cut it."""
+        yield from self._cover(event)
+        return self._advance(event)
+
+    def _fitting(self, cut: str | None, size: int) -> int:
+        """How much of a part may still pass where a budget ends in the middle of it."""
+        if cut is None or self.exchange is None:
+            return size
+        return self.exchange.allowance.fit_bytes
+
     def _finish(self) -> None:
         self._over = True
         if self.exchange is not None:
@@ -467,17 +492,3 @@ def _field(head: ReceivedHead, name: bytes) -> str:
         if key.lower() == name:
             return value.decode("latin-1")
     return ""
-
-
-def _phrase(status: int) -> bytes:
-    """HTTP/2 has no reason phrase; some HTTP/1 agents print it."""
-    with contextlib.suppress(ValueError):
-        return HTTPStatus(status).phrase.encode("ascii")
-    return b""
-
-
-def _upstream_reason(err: str, request: Request) -> str:
-    """Our handler fails with reason codes; whatever else comes is the TLS layer's text."""
-    if err in REASONS:
-        return err
-    return "upstream-tls-failed" if request.scheme == "https" else "upstream-unreachable"

@@ -18,6 +18,7 @@ from wsproto.connection import Connection as FrameConnection
 from wsproto.connection import ConnectionState, ConnectionType
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
+from proxy.allowance import Passing
 from proxy.vocabulary import (
     Event,
     Failed,
@@ -34,9 +35,15 @@ _POLICY_VIOLATION = 1008
 class WebSocketRelay(layer.Layer):
     """Relays one WebSocket connection of an allowed handshake."""
 
-    def __init__(self, context: Context, advance: Callable[[Event], str | None]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        advance: Callable[[Event], str | None],
+        cover: Callable[[Passing], layer.CommandGenerator[None]],
+    ) -> None:
         super().__init__(context)
         self._advance = advance
+        self._cover = cover  # waits until a frame is held
         # Each is our end of one connection: a server to the client, a client to the server.
         self._ends: dict[Connection, FrameConnection] = {}
         self._over = False
@@ -85,7 +92,10 @@ class WebSocketRelay(layer.Layer):
         if not frame.data and not frame.message_finished:
             return  # a fragment of nothing: it would tell something that nobody counts
         size = len(frame.data.encode()) if isinstance(frame.data, str) else len(frame.data)
-        count = RequestSent(size) if self._is_client(origin) else ResponseReceived(size)
+        count: Passing = ResponseReceived(size, divisible=False)
+        if self._is_client(origin):
+            count = RequestSent(size, divisible=False)
+        yield from self._cover(count)
         cut = self._advance(count)
         if cut:
             yield from self._close_both(_POLICY_VIOLATION, "")

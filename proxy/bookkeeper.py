@@ -1,0 +1,255 @@
+"""Budgets in a running house: holds before a request leaves, settles when it is over.
+
+    enforcer --reserve / extend / settle--> Ledger          (arithmetic: policies/budget.py)
+                     |
+                     +-- contracts (proxy/contracts.py), agents' states (proxy/agent_states.py)
+
+Rule 1: a ledger that fails or is late refuses (`ledger-unavailable`); what it may still hold is
+        ended behind the call.
+Rule 2: a settlement that fails is repeated until it is taken: the log has it already, and
+        meanwhile the hold covers it.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from audit.writer import LogUnavailable
+from policies.budget import (
+    WALL_TIME,
+    Account,
+    Amount,
+    Extension,
+    Hold,
+    Order,
+    Shortfall,
+    State,
+    copy,
+)
+from policies.ledger import Book, Ledger, LedgerUnavailable
+from policies.model import ContractBroken, Principal
+from policies.policy_set import PolicySet
+from proxy.accounting import describe_snapshot
+from proxy.agent_states import AgentStates
+from proxy.contracts import Contracts
+from proxy.fault import ANY_FAULT
+from proxy.metrics import Metrics
+from proxy.recording import AuditEvent, Recorder
+from proxy.vocabulary import LedgerAnswered, Reserve, SliceAnswered, SliceWanted
+
+log = structlog.get_logger()
+
+_RETRY_S = 0.5
+_WAITING = "waits for the ledger"  # name of a task that tries again and again
+
+
+class Bookkeeper:
+    """One per process; the command line uses it too where no server runs."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        recorder: Recorder,
+        metrics: Metrics,
+        now_ms: Callable[[], int],
+        book: Book | None = None,
+        deadline_s: float = 0.2,
+    ) -> None:
+        book = book or Book()
+        self.ledger = ledger
+        self.now_ms = now_ms
+        self.contracts = Contracts(ledger, book, recorder=recorder, now_ms=now_ms)
+        self.states = AgentStates(
+            ledger,
+            book.standings,
+            recorder=recorder,
+            metrics=metrics,
+            now_ms=now_ms,
+            insist=self._insist,
+            spawn=self._spawn,
+        )
+        self._recorder = recorder
+        self._metrics = metrics
+        self._deadline_s = deadline_s
+        self._wall_times: dict[str, int] = {}  # by running decision: when its wall_time is over
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- what people ask for
+
+    async def adopt(self, policy_set: PolicySet) -> None:
+        """See `Contracts.adopt`."""
+        await self.contracts.adopt(policy_set)
+        self.states.keep_rules = policy_set.keep_rules
+
+    async def halt(self, agent: str, reason: str, by: str) -> State:
+        """See `AgentStates.halt`."""
+        return await self.states.halt(agent, reason, by)
+
+    async def raise_budget(self, budget: str, by: str, **selection: Any) -> list[dict[str, Any]]:
+        """See `Contracts.raise_`."""
+        return await self.contracts.raise_(budget, by, **selection)
+
+    async def show(self, agent: str | None = None) -> list[dict[str, Any]]:
+        """See `Contracts.show`."""
+        return await self.contracts.show(self.states.standings, agent)
+
+    def state(self, agent: str) -> State:
+        """Where an agent stands."""
+        return self.states.find(agent).state
+
+    # --- one exchange
+
+    async def reserve(
+        self, decision_id: str, principal: Principal, effect: Reserve, policy_set: PolicySet
+    ) -> LedgerAnswered:
+        """Hold what a decision may spend, on all accounts of its principal or on none."""
+        now_ms = self.now_ms()
+        who = principal.agent, principal.session
+        order = Order(decision_id, *who, now_ms, effect.amounts, effect.slices)
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                await self.contracts.open_missing(principal, policy_set)
+                answer = await self.ledger.reserve(order)
+        except BaseException as error:
+            self.settle(decision_id, (), principal)  # nobody knows what it holds
+            if isinstance(error, LedgerUnavailable | TimeoutError | LogUnavailable):
+                self._count_fault(error)
+                return LedgerAnswered("ledger-unavailable")
+            raise
+        self._record_periods(answer)
+        if isinstance(answer, Shortfall):
+            self._exhaust(answer)
+            return LedgerAnswered("budget-exhausted", shortfall=answer)
+        if not answer.amounts:
+            return LedgerAnswered()  # no account limits it
+        rests = [left.available for left in answer.left if left.unit == WALL_TIME]
+        if rests:
+            self._wall_times[decision_id] = now_ms + min(rests)
+        return LedgerAnswered(hold=answer, now_ms=now_ms)
+
+    async def extend(self, decision_id: str, wanted: SliceWanted) -> SliceAnswered:
+        """Hold a further slice for a stream. A ledger that cannot answer refuses."""
+        now_ms, unit = self.now_ms(), wanted.unit
+        extension = Extension(decision_id, unit, wanted.need_bytes, now_ms, wanted.whole)
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                answer = await self.ledger.reserve(extension)
+        except (LedgerUnavailable, TimeoutError) as error:
+            self._count_fault(error)
+            return SliceAnswered(unit, refusal="ledger-unavailable")
+        self._record_periods(answer)
+        if isinstance(answer, Shortfall):
+            self._exhaust(answer)
+            return SliceAnswered(unit, refusal="budget-exhausted", shortfall=answer)
+        return SliceAnswered(unit, answer, now_ms=now_ms)
+
+    def settle(
+        self, decision_id: str, spent: Sequence[Amount], principal: Principal | None
+    ) -> None:
+        """End a reservation, behind everything that was asked before."""
+        self._wall_times.pop(decision_id, None)
+        self._spawn(self._settle(decision_id, spent, principal))
+
+    async def _settle(
+        self, decision_id: str, spent: Sequence[Amount], principal: Principal | None
+    ) -> None:
+        accounts: tuple[Account, ...] = ()
+
+        async def run() -> None:
+            nonlocal accounts
+            accounts = await self.ledger.settle(decision_id, spent)
+
+        await self._insist(run)
+        session = principal.session if principal else ""
+        self.states.judge(accounts, session=session, ref=decision_id)
+
+    # --- time, and those who look
+
+    def find_overdue(self) -> frozenset[str]:
+        """Running decisions whose wall_time is over: their streams are to be cut."""
+        if not self._wall_times:
+            return frozenset()
+        now_ms = self.now_ms()
+        return frozenset(one for one, ends_ms in self._wall_times.items() if now_ms >= ends_ms)
+
+    async def judge_wall_time(self) -> None:
+        """Thresholds of wall_time, which passes without a settlement."""
+        accounts = self.contracts.book.accounts.values()
+        if any(WALL_TIME in one.contract.terms and one.contract.at for one in accounts):
+            self.states.judge((await self.refresh()).accounts.values())
+
+    async def refresh(self) -> Book:
+        """A fresh copy of the ledger; the old one where it does not answer."""
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                self.contracts.book = await self.ledger.read()
+        except (LedgerUnavailable, TimeoutError) as error:
+            self._count_fault(error)
+        return self.contracts.book
+
+    async def flush(self) -> None:
+        """Until every settlement asked for so far is made, or waits for a ledger that is down."""
+        while any(task.get_name() != _WAITING for task in self._tasks):
+            await asyncio.wait(self._tasks, timeout=0.05)
+
+    # --- small
+
+    async def _insist(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Again and again, until the ledger takes it."""
+        tried = False
+        while True:
+            try:
+                return await run()
+            except LedgerUnavailable as error:
+                if not tried:
+                    self._count_fault(error)
+            except ContractBroken:
+                if not tried:
+                    raise
+                return None  # an attempt that seemed to fail was carried out
+            tried = True
+            task = asyncio.current_task()
+            if task is not None:
+                task.set_name(_WAITING)
+            await asyncio.sleep(_RETRY_S)
+
+    def _record_periods(self, answer: Hold | Shortfall) -> None:
+        now_ms = self.now_ms()
+        for closed, opened in zip(answer.closed, answer.opened, strict=True):
+            ended = replace(copy(opened), name=closed.name, spent=dict(closed.spent))
+            self._submit(describe_snapshot(ended, "closed", now_ms))
+            self._submit(describe_snapshot(opened, "opened", now_ms))
+
+    def _submit(self, event: AuditEvent) -> None:
+        """What the log does not take, the fold reads from the names of the accounts."""
+        try:
+            self._recorder.submit(event)
+        except LogUnavailable as error:
+            code = error.code
+            self._metrics.safely(lambda m: m.failed(code))
+        else:
+            self._metrics.safely(lambda m: m.count_record("ledger.snapshot"))
+
+    def _exhaust(self, short: Shortfall) -> None:
+        self._metrics.safely(lambda m: m.count_exhausted(short.account, short.unit))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._count_fault(error)
+
+    def _count_fault(self, error: BaseException) -> None:
+        self._metrics.safely(lambda m: m.count_fault("ledger"))
+        try:
+            log.error("fault", where="ledger", error=type(error).__name__, exc_info=error)
+        except ANY_FAULT:  # talk is no evidence
+            return

@@ -4,6 +4,8 @@
 
 Rule 1: no method awaits anything, so each call is one step for every task of the event loop.
 Rule 2: what goes out is a copy; nobody but this file changes what is in here.
+Rule 3: accounts come in the order of (budget, session), so that every ledger names the same one
+        first where several do not suffice.
 
 It forgets everything with the process; the fold of the log (proxy/fold.py) gives it back.
 """
@@ -100,6 +102,7 @@ class MemoryLedger:
         if found is None:
             mine = self._accounts.get(agent, {}).values()
             found = [account for account in mine if account.session in ("", session)]
+            found.sort(key=lambda account: (account.budget, account.session))
             self._found[agent, session] = found
         return found
 

@@ -64,6 +64,16 @@ ACTS: dict[str, set[str]] = {
     "audit/writer.py": {"asyncio", "concurrent", "os", "pathlib", "queue", "threading", "time"},
     "policies/cli.py": {"pathlib"},
     "policies/compile.py": {"pathlib"},  # joins the files that sources.py read
+    "policies/ledger/sqlite.py": {
+        "asyncio",
+        "os",
+        "pathlib",
+        "queue",
+        "sqlite3",
+        "threading",
+        "time",
+    },
+    "policies/ledger/table.py": {"sqlite3"},
     "policies/sources.py": {"os", "pathlib"},
 }
 

@@ -21,6 +21,7 @@ from audit.fields import KINDS
 from audit.folder import LogExists, create_log, format_ts
 from audit.reader import Filter, Line, LineBroken, find_segment, follow, read, read_tail
 from audit.segment import LogUnreadable
+from audit.summary import summarise
 from audit.verify import NOT_PROVEN, TAMPERED, UNCHECKED, VALID, Report, verify
 from audit.writer import wall_clock
 
@@ -216,7 +217,12 @@ def _filters(command: Command) -> Command:
             "--rule", default="", envvar="TOLLKEEPER_RULE", help="Rule id that made the verdict."
         ),
         click.option("--host", default="", envvar="TOLLKEEPER_HOST", help="Host asked for."),
-        click.option("--decision", default="", envvar="TOLLKEEPER_DECISION", help="Decision id."),
+        click.option(
+            "--decision",
+            default="",
+            envvar="TOLLKEEPER_DECISION",
+            help="Decision id, and what refers to it.",
+        ),
         click.option(
             "--since",
             callback=_moment,
@@ -246,7 +252,10 @@ def _filter(kinds: tuple[str, ...], verdict: str | None, **rest: Any) -> Filter:
 @click.pass_context
 @_reading
 def show(ctx: click.Context, log: Path, which: str, *, as_json: bool) -> None:
-    """Show one record of LOG: WHICH is its number, or a decision id (then also its outcome).
+    """Show one record of LOG: WHICH is its number, or a decision id.
+
+    By id you get all that refers to the decision: what it reserved further, its outcome, and the
+    state it led to.
 
     \b
     Example: tollkeeper audit show state/log 17
@@ -366,30 +375,7 @@ def _print_line(line: Line, *, as_json: bool, pretty: bool = False) -> None:
         )
         click.echo("\n".join(_visible(row) for row in text.splitlines()))
         return
-    click.echo(f"{record.seq:>8}  {record.ts}  {_visible(_summarise(record.event))}")
-
-
-def _summarise(event: dict[str, Any]) -> str:
-    """One line a person can scan; everything is in `show`."""
-    kind = event.get("kind", "")
-    if kind == "decision":
-        target, agent = event["target"], event.get("agent", {})
-        scheme = f"{target['scheme']}://" if "scheme" in target else ""  # a CONNECT has none
-        place = f"{target.get('method', '')} {scheme}{target.get('host', '')}"
-        port = f":{target['port']}" if "port" in target else ""
-        rules = ",".join(event["policy"]["rules"])
-        words = (
-            event["verdict"],
-            event["reason"],
-            agent.get("id", "-"),
-            f"{place}{port}{target.get('path', '')}",
-            rules,
-        )
-        return " ".join(word for word in (*words, event["id"]) if word)
-    rest = " ".join(
-        f"{name}={value}" for name, value in event.items() if name not in {"kind", "head"}
-    )
-    return f"{kind} {rest}".rstrip()
+    click.echo(f"{record.seq:>8}  {record.ts}  {_visible(summarise(record.event))}")
 
 
 def _visible(text: str) -> str:

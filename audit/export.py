@@ -14,12 +14,15 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from audit.reader import Line
+from audit.summary import tell_amounts, tell_limits, tell_spent
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "|", "%")
 COLUMNS = (
     "seq", "ts", "kind", "decision", "agent", "session", "client", "stage", "method", "scheme",
     "host", "port", "path", "verdict", "reason", "rules", "would", "policy_digest",
     "policy_serial", "status", "bytes_out", "bytes_in", "ms", "error", "detail", "hash",
+    "time", "account", "unit", "from", "to", "by", "reserve", "settle", "spent", "limits",
+    "window_ms",
 )  # fmt: skip
 
 
@@ -48,7 +51,10 @@ class JsonLines:
 
 
 class Csv:
-    """RFC 4180 with a head line; decisions and outcomes in the same columns."""
+    """RFC 4180 with a head line; decisions and outcomes in the same columns.
+
+    New columns come behind the others: a script may count them.
+    """
 
     name = "csv"
 
@@ -87,12 +93,16 @@ def _cells(line: Line) -> dict[str, Any]:
         "hash": record.hash,
         "decision": event.get("id", event.get("ref", "")),
         "agent": agent.get("id", ""),
-        "session": agent.get("session", ""),
+        "session": agent.get("session", event.get("session", "")),
         "rules": " ".join(policy.get("rules", ())),
         "would": would.get("verdict", ""),
         "policy_digest": policy.get("digest", event.get("digest", "")),
         "policy_serial": policy.get("serial", event.get("serial", "")),
         "detail": " ".join(map(str, detail)),
+        "reserve": tell_amounts(event.get("reserve", ())),
+        "settle": tell_amounts(event.get("settle", ())),
+        "spent": tell_spent(event.get("spent", ())),
+        "limits": tell_limits(event.get("limits", ())),
     }
 
 

@@ -8,8 +8,8 @@ Rule 1: a record has exactly one spelling (keys sorted, no white space, minimal 
         same.
 Rule 2: writer and verifier use the same table: what the writer seals, the verifier accepts.
 Rule 3: a field that ends in `?` may be absent; no other field may, and no unknown field may be
-        present. New fields come with a new `format` number in `log.open`, which an older verifier
-        answers with exit 2.
+        present. New kinds and fields come with a new `format` number in `log.open`, which an older
+        verifier answers with exit 2. A run holds what its format has: `SINCE` says what came when.
 
 Strings are either WIRE (printable ASCII: anything an agent or an upstream sent) or TEXT (UTF-8:
 what the operator wrote). Every quantifier is possessive: matching is linear, whatever the line.
@@ -18,9 +18,9 @@ Field tables for readers: docs/records.md.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-FORMAT = 1  # what this table describes; declared by `log.open`
+FORMAT = 2  # what this table describes; declared by `log.open`
 INTEGER_MAX = 2**53 - 1  # RFC 8785: integers that every JSON reader keeps exact
 
 
@@ -40,6 +40,7 @@ class Array:
 
     of: "Shape"
     cut: bool = False  # may be cut when a record would grow too long; never amounts
+    capture: str = ""  # name under which a match gives its bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,10 @@ def _one_of(*words: str, capture: str = "") -> Leaf:
     return Leaf("one of " + ", ".join(words), b'"%s%s)"' % (group, ways))
 
 
+def _captured(leaf: Leaf, name: str) -> Leaf:
+    return replace(leaf, pattern=b"(?P<%s>%s)" % (name.encode(), leaf.pattern))
+
+
 WIRE = Leaf(
     "a string of printable ASCII",
     rb'"%s(?:"|(?:\\["\\]%s)++")' % (_PLAIN, _PLAIN),
@@ -98,7 +103,7 @@ TEXT = Leaf("a string", rb'"%s(?:"|(?:%s%s)++")' % (_UTF8, _ESCAPE, _UTF8), text
 COUNT = Leaf(f"an integer from 0 to {INTEGER_MAX}", _integers(INTEGER_MAX))
 TIME = Leaf("a time like 2026-01-31T12:00:00.000000Z", b'"%s"' % TIMESTAMP)
 _CODE = Leaf("a code of a-z, 0-9, `-`", rb'"[a-z0-9][a-z0-9-]*+"')
-_AMOUNTS = Array(Object({"account": WIRE, "amount": COUNT, "unit": WIRE}))
+_AMOUNT = Object({"account": WIRE, "amount": COUNT, "unit": WIRE})
 _VERDICT = _one_of("allow", "deny")
 STATES = ("active", "warned", "quarantined", "halted")  # of an agent; it only moves right
 
@@ -118,7 +123,7 @@ _DECISION: dict[str, Shape] = {
     "reason": _CODE,
     "redacted": Array(WIRE, cut=True),
     "req": Object({"length?": COUNT, "type?": WIRE}),
-    "reserve": _AMOUNTS,
+    "reserve": Array(_AMOUNT, capture="reserve"),
     "stage": _one_of("connect", "request", "frame", capture="stage"),
     "target": Object(
         {
@@ -145,7 +150,7 @@ _OUTCOME: dict[str, Shape] = {
     "ms": COUNT,
     "ref": _hex(32, "ref"),
     "req_digest?": WIRE,
-    "settle": _AMOUNTS,
+    "settle": Array(_AMOUNT, capture="settle"),
     "status": COUNT,
     "upstream_cert_sha256?": _hex(64),
 }
@@ -153,7 +158,13 @@ _OUTCOME: dict[str, Shape] = {
 # every kind also has `kind`, and may have `time` (when the thing it tells of was seen)
 KINDS: Mapping[str, Mapping[str, Shape]] = {
     "alert": {"cause": _CODE, "detail?": TEXT},
-    "budget.raise": {"account": WIRE, "by": WIRE, "from": COUNT, "to?": COUNT, "unit": WIRE},
+    "budget.raise": {
+        "account": WIRE,
+        "by": WIRE,
+        "from": _captured(COUNT, "from"),
+        "to?": _captured(COUNT, "to"),
+        "unit": _captured(WIRE, "unit"),
+    },
     "clock.step": {"from": TIME, "to": TIME},
     "config.change": {"by": WIRE, "from?": TEXT, "setting": WIRE, "to?": TEXT},
     "credential.change": {"action": _CODE, "agent": WIRE, "by": WIRE, "session?": WIRE},
@@ -164,16 +175,16 @@ KINDS: Mapping[str, Mapping[str, Shape]] = {
         "account": WIRE,
         "at": Array(Object({"do": _one_of("warn", "quarantine", "halt"), "reached": COUNT})),
         "cause": _one_of("opened", "closed", "changed"),
-        "limits": Array(Object({"filed?": COUNT, "limit": COUNT, "unit": WIRE})),
-        "spent": Array(Object({"amount": COUNT, "unit": WIRE})),
+        "limits": Array(Object({"filed?": COUNT, "limit": COUNT, "unit": WIRE}), capture="limits"),
+        "spent": Array(Object({"amount": COUNT, "unit": WIRE}), capture="spent"),
         "window_ms": COUNT,
     },
     "log.close": {},
     "log.open": {
         "after": _one_of("clean", "crash", capture="after"),
         "boot_id": WIRE,
-        "format": Leaf("an integer", b"(?P<format>%s)" % COUNT.pattern),
-        "heartbeat_ms": Leaf("an integer", b"(?P<heartbeat_ms>%s)" % COUNT.pattern),
+        "format": _captured(COUNT, "format"),
+        "heartbeat_ms": _captured(COUNT, "heartbeat_ms"),
         "software": WIRE,
     },
     "malformed": {"bytes": COUNT, "client": WIRE, "head?": WIRE, "why": WIRE},
@@ -191,17 +202,20 @@ KINDS: Mapping[str, Mapping[str, Shape]] = {
         "file?": Leaf("torn-<20 digits>.bin", rb'"(?P<file>torn-[0-9]{20}\.bin)"'),
         "head?": Leaf("at most 4096 bytes in hex", b'"(?:[0-9a-f]{2}){0,4096}+"'),
     },
-    "reserve": {"ref": _hex(32, "ref"), "reserve": _AMOUNTS},
+    "reserve": {"ref": _hex(32, "ref"), "reserve": Array(_AMOUNT, capture="reserve")},
     "state": {
-        "agent": WIRE,
+        "agent": _captured(WIRE, "agent"),
         "by?": WIRE,
         "cause": WIRE,
-        "from": _one_of(*STATES),
+        "from": _one_of(*STATES, capture="from"),
         "ref?": _hex(32),
         "session?": WIRE,
-        "to": _one_of(*STATES),
+        "to": _one_of(*STATES, capture="to"),
     },
 }
+
+# the format that brought a kind; every other one was there from the first
+SINCE: Mapping[str, int] = {"budget.raise": 2, "ledger.snapshot": 2, "reserve": 2, "state": 2}
 
 
 def event_shape(kind: str) -> Object:
@@ -220,7 +234,8 @@ def pattern(shape: Shape) -> bytes:
         case Leaf():
             return shape.pattern
         case Array():
-            return rb"\[(?:%s(?:,(?!\])|(?=\])))*+\]" % pattern(shape.of)
+            array = rb"\[(?:%s(?:,(?!\])|(?=\])))*+\]" % pattern(shape.of)
+            return b"(?P<%s>%s)" % (shape.capture.encode(), array) if shape.capture else array
         case Object():
             return _object(shape.fields)
 

@@ -46,7 +46,7 @@ class Filter:
     reason: str = ""
     rule: str = ""
     host: str = ""
-    decision: str = ""  # id of a decision: it and its outcome
+    decision: str = ""  # id of a decision: it and all that refers to it
     since: str = ""  # RFC 3339 UTC with microseconds, as records have it; inclusive
     until: str = ""  # exclusive
 

@@ -103,7 +103,6 @@ class _Sealed(NamedTuple):
     head: Head  # behind it
     waiter: Waiter | None
     counted: bool  # somebody else's event, not our heartbeat
-    policy: bytes | None  # digest it loads
 
 
 class Writer:
@@ -348,8 +347,7 @@ class Writer:
             if problem:
                 raise EventRefused(problem)
         self._head = head
-        policy = str(event["digest"]).encode() if event["kind"] == "policy.load" else None
-        self._queue.append(_Sealed(line, head, waiter, counted, policy))
+        self._queue.append(_Sealed(line, head, waiter, counted))
         self._queue_bytes += len(line)
 
     def _judge(self, line: bytes, at: int) -> str | None:
@@ -451,8 +449,7 @@ class Writer:
             lost = group + self._take()
             self._dropped[code] += sum(sealed.counted for sealed in lost)
             self._head = self._durable
-            policies = [sealed.policy for sealed in lost if sealed.policy]
-            self._laws.rewind(self._durable.ts, policies)
+            self._laws.rewind(self._durable.ts, (sealed.line for sealed in lost))
         if news:
             self._tell(lambda to: to.failed(cause))
         answer([(sealed.waiter, sealed.head) for sealed in lost], LogUnavailable(code, detail))

@@ -6,8 +6,33 @@ from pathlib import Path
 
 import pytest
 
-from audit.fields import COUNT, FORMS, KINDS, TEXT, WIRE, Array, Object, Shape, event_shape, pattern
-from tests.kit.chains import Event, at, decision, opened, outcome, spell
+from audit.fields import (
+    COUNT,
+    FORMAT,
+    FORMS,
+    KINDS,
+    SINCE,
+    STATES,
+    TEXT,
+    WIRE,
+    Array,
+    Object,
+    Shape,
+    event_shape,
+    pattern,
+)
+from tests.kit.chains import (
+    Event,
+    at,
+    decision,
+    moved,
+    opened,
+    outcome,
+    raised,
+    reserved,
+    snapshot,
+    spell,
+)
 
 DOCS = Path(__file__).parents[2] / "docs" / "records.md"
 
@@ -53,6 +78,7 @@ AMOUNTS = [
 ]
 FULL: dict[str, Event] = {  # every field there is
     "alert": {"cause": "a", "detail": "\u00e9"},
+    "budget.raise": raised(1, 2),
     "clock.step": {"from": at(0), "to": at(9)},
     "config.change": {"by": "b", "from": "\u00e9", "setting": "s", "to": ""},
     "credential.change": {"action": "rotate", "agent": "a", "by": "b", "session": "s"},
@@ -74,6 +100,7 @@ FULL: dict[str, Event] = {  # every field there is
     ),
     "dropped": {"agent": "a", "n": 2, "reason": "no-rule-matched"},
     "heartbeat": {},
+    "ledger.snapshot": snapshot(),
     "log.close": {},
     "log.open": opened("crash"),
     "malformed": {"bytes": 1, "client": "c", "head": "h", "why": "w"},
@@ -89,6 +116,8 @@ FULL: dict[str, Event] = {  # every field there is
         "file": f"torn-{7:020d}.bin",
         "head": "00" * 4096,
     },
+    "reserve": reserved(),
+    "state": moved("active", "halted", by="b", ref="0" * 32, session="s"),
 }
 
 
@@ -113,6 +142,8 @@ def test_other_words_of_the_lists_have_a_form_too() -> None:
         ("decision", "would", {"rules": [], "verdict": "allow"}),
         ("policy.load", "mode", "enforce"),
         ("recovery", "cause", "disk-full"), ("log.open", "after", "clean"),
+        ("ledger.snapshot", "cause", "closed"), ("ledger.snapshot", "cause", "changed"),
+        *(("state", end, word) for end in ("from", "to") for word in STATES),
     ):  # fmt: skip
         form = re.compile(pattern(event_shape(kind)))
         event = {**FULL[kind], "kind": kind}
@@ -120,6 +151,27 @@ def test_other_words_of_the_lists_have_a_form_too() -> None:
         assert not form.fullmatch(spell({**event, name: "other"}))
     head = {**FULL["recovery"], "kind": "recovery", "head": "00" * 4097}
     assert not re.compile(pattern(event_shape("recovery"))).fullmatch(spell(head))
+
+
+def test_the_actions_of_a_threshold_are_words_too() -> None:
+    form = re.compile(pattern(event_shape("ledger.snapshot")))
+    for word, fits in (("warn", True), ("quarantine", True), ("halt", True), ("deny", False)):
+        event = snapshot(at=[{"do": word, "reached": 100}])
+        assert bool(form.fullmatch(spell(event))) is fits
+
+
+def test_a_kind_came_with_a_format_that_there_is() -> None:
+    assert set(SINCE) < set(KINDS)
+    assert set(SINCE.values()) == set(range(2, FORMAT + 1))
+
+
+def test_what_the_laws_look_at_is_captured_as_it_is_spelled() -> None:
+    found = FORMS[b"reserve"].fullmatch(at(0).encode() + b'","v":1},"event":' + spell(reserved(7)))
+    assert found is not None
+    assert found.groupdict() == {
+        "ref": f"{7:032x}".encode(),
+        "reserve": b'[{"account":"daily/local","amount":4,"unit":"bytes_in"}]',
+    }
 
 
 CUT = {

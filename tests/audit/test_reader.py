@@ -6,7 +6,9 @@ import pytest
 
 from audit.reader import Filter, LineBroken, find_segment, follow, read, read_tail
 from audit.segment import LogUnreadable
-from tests.kit.chains import at, chain, decision, everyday, opened, outcome, put, run
+from tests.kit.chains import (
+    at, chain, decision, everyday, moved, opened, outcome, put, reserved, run,
+)  # fmt: skip
 
 FILTERS: dict[str, tuple[Filter, list[int]]] = {
     "nothing asked": (Filter(), [0, 1, 2, 3, 4, 5, 6]),
@@ -29,6 +31,30 @@ FILTERS: dict[str, tuple[Filter, list[int]]] = {
 @pytest.mark.parametrize(("wanted", "found"), FILTERS.values(), ids=FILTERS)
 def test_a_filter_admits(wanted: Filter, found: list[int], tmp_path: Path) -> None:
     put(tmp_path / "log", everyday())
+    assert [line.record.seq for line in read(tmp_path / "log", wanted)] == found
+
+
+SPENDING: dict[str, tuple[Filter, list[int]]] = {
+    "all that refers to a decision": (Filter(decision=f"{1:032x}"), [2, 3, 5, 6]),
+    "a decision without more": (Filter(decision=f"{2:032x}"), [4]),
+    "an agent, and what became of it": (Filter(agent="local"), [2, 4, 6]),
+    "another agent's state": (Filter(agent="other"), [7]),
+    "states": (Filter(kinds=frozenset({"state"})), [6, 7]),
+    "a state that no decision led to": (
+        Filter(kinds=frozenset({"state"}), decision=f"{3:032x}"),
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize(("wanted", "found"), SPENDING.values(), ids=SPENDING)
+def test_a_filter_admits_what_refers_to_a_decision(
+    wanted: Filter, found: list[int], tmp_path: Path
+) -> None:
+    put(tmp_path / "log", chain(run(
+        decision(1), reserved(1), decision(2), outcome(1),
+        moved("active", "warned", ref=f"{1:032x}"), moved("active", "halted", agent="other"),
+    )))  # fmt: skip
     assert [line.record.seq for line in read(tmp_path / "log", wanted)] == found
 
 

@@ -62,7 +62,7 @@ def opened(after: str = "clean", **other: Any) -> Event:
         "kind": "log.open",
         "after": after,
         "boot_id": "b",
-        "format": 1,
+        "format": 2,
         "heartbeat_ms": 60_000,
         "software": "kit/1",
         **other,
@@ -113,6 +113,47 @@ def outcome(number: int = 1, **other: Any) -> Event:
         "bytes_out": 128,
         "ms": 12,
         "settle": [],
+        **other,
+    }
+
+
+def amounts(*triples: tuple[str, str, int]) -> list[Event]:
+    """Amounts of (account, unit, amount), in the order given."""
+    return [{"account": on, "amount": much, "unit": unit} for on, unit, much in triples]
+
+
+def reserved(number: int = 1, *held: tuple[str, str, int], **other: Any) -> Event:
+    """A further slice for an allowed request; without `held`, 4 of one unit."""
+    slices = amounts(*(held or (("daily/local", "bytes_in", 4),)))
+    return {"kind": "reserve", "ref": f"{number:032x}", "reserve": slices, **other}
+
+
+def moved(before: str, after: str, **other: Any) -> Event:
+    """An agent's state that moved."""
+    event = {"kind": "state", "agent": "local", "cause": "enough", "from": before, "to": after}
+    return {**event, **other}
+
+
+def raised(before: int, after: int | None, **other: Any) -> Event:
+    """A limit that an operator raised; `after` None: there is none any more."""
+    event = {"kind": "budget.raise", "account": "daily/local", "unit": "requests", "from": before}
+    to = {} if after is None else {"to": after}
+    return {**event, **to, "by": "operator", **other}
+
+
+def snapshot(**other: Any) -> Event:
+    """An account as it stands."""
+    return {
+        "kind": "ledger.snapshot",
+        "account": "daily/local@2026-01-31T00:00:00Z",
+        "at": [{"do": "warn", "reached": 80}],
+        "cause": "opened",
+        "limits": [
+            {"filed": 100, "limit": 100, "unit": "requests"},
+            {"limit": 4096, "unit": "bytes_out"},
+        ],
+        "spent": [{"amount": 7, "unit": "requests"}],
+        "window_ms": 86_400_000,
         **other,
     }
 

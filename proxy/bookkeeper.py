@@ -77,6 +77,18 @@ class Bookkeeper:
         self._deadline_s = deadline_s
         self._wall_times: dict[str, int] = {}  # by running decision: when its wall_time is over
         self._tasks: set[asyncio.Task[None]] = set()
+        self.problem = ""  # why requests are refused for now, for /readyz
+        self._sealed = ""
+
+    def seal(self, why: str) -> None:
+        """An invariant of the books does not hold: nothing passes until a restart folds anew."""
+        self._sealed = self.problem = why
+        log.critical("sealed", cause=why)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is on its way to the ledger."""
+        return not self._tasks
 
     # --- what people ask for
 
@@ -107,6 +119,8 @@ class Bookkeeper:
         self, decision_id: str, principal: Principal, effect: Reserve, policy_set: PolicySet
     ) -> LedgerAnswered:
         """Hold what a decision may spend, on all accounts of its principal or on none."""
+        if self._sealed:
+            raise ContractBroken(self._sealed)
         now_ms = self.now_ms()
         who = principal.agent, principal.session
         order = Order(decision_id, *who, now_ms, effect.amounts, effect.slices)
@@ -118,8 +132,10 @@ class Bookkeeper:
             self.settle(decision_id, (), principal)  # nobody knows what it holds
             if isinstance(error, LedgerUnavailable | TimeoutError | LogUnavailable):
                 self._count_fault(error)
+                self.problem = str(error) or "it did not answer in time"
                 return LedgerAnswered("ledger-unavailable")
             raise
+        self.problem = ""
         self._record_periods(answer)
         if isinstance(answer, Shortfall):
             self._exhaust(answer)

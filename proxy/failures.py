@@ -11,8 +11,10 @@ import errno
 
 from audit.writer import LogBroken, LogBusy, LogMissing, LogUnavailable
 from policies.findings import render
+from policies.ledger import LedgerUnavailable
 from policies.model import PolicyRejected
 from policies.sources import PolicyUnreadable
+from proxy.fold import FoldBroken
 from proxy.settings import Settings
 
 
@@ -34,6 +36,13 @@ def explain_failure(error: Exception, settings: Settings) -> str | None:
             )
         case LogUnavailable():
             return f"{error}; nothing can be recorded, so nothing may be forwarded; free the disk"
+        case LedgerUnavailable():
+            return (
+                f"{error}; stop what else uses it, or move `{settings.state / 'ledger.db'}` away:"
+                " it is made anew from the log"
+            )
+        case FoldBroken():
+            return f"{error}; budgets cannot be told from this log; keep a copy and report it"
         case PolicyRejected():
             return f"{settings.policies}: the policy has errors; see `tollkeeper policy check`"
         case PolicyUnreadable():

@@ -14,14 +14,16 @@ Rule 2: a bad candidate changes nothing, except that `on_bad_reload: deny` or an
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import structlog
 
 from audit.writer import LogUnavailable
 from policies.compile import Compiled, compile_policy
+from policies.ledger import LedgerUnavailable
 from policies.model import PolicyRejected
+from policies.policy_set import PolicySet
 from policies.sources import PolicyUnreadable
 from proxy.enforcer import Generation
 from proxy.metrics import Metrics
@@ -45,11 +47,13 @@ class PolicyKeeper:
         *,
         recorder: Recorder,
         metrics: Metrics,
+        adopt: Callable[[PolicySet], Awaitable[None]],
         swapped: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._recorder = recorder
         self._metrics = metrics
+        self._adopt = adopt
         self._swapped = swapped
         self._archive_folder = settings.state / "policies"
         self._compiled = first
@@ -65,7 +69,7 @@ class PolicyKeeper:
         """Bring the first policy into force: archived and recorded.
 
         Raises:
-            LogUnavailable: nothing is in force.
+            LogUnavailable, LedgerUnavailable: nothing is in force.
         """
         self._seen = self._look()
         await self._apply(self._compiled)
@@ -88,7 +92,7 @@ class PolicyKeeper:
             else:
                 try:
                     await self._apply(compiled)
-                except (LogUnavailable, OSError) as error:
+                except (LogUnavailable, LedgerUnavailable, OSError) as error:
                     self.problem = f"the new policy could not be recorded: {error}"
                     self._is_waiting = True
                     self._stay_stale()
@@ -169,6 +173,7 @@ class PolicyKeeper:
         except TimeoutError:
             text = f"not durable within {_RECORD_S} s"
             raise LogUnavailable("audit-unavailable", text) from None
+        await self._adopt(policy_set)  # limits that it lowers hold before its rules do
         self._compiled = compiled
         # one reference assignment each; exchanges took what they need at their start
         self.generation.policy_set = policy_set

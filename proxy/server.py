@@ -14,6 +14,7 @@ import resource
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -22,10 +23,10 @@ from audit.verify import verify
 from audit.writer import LogUnavailable, Writer, wall_clock
 from policies.compile import compile_policy
 from policies.engine import screen
-from policies.ledger.memory import MemoryLedger
-from policies.model import Address, PolicyRejected, Verdict
+from policies.model import Address, ContractBroken, PolicyRejected, Verdict
 from policies.sources import PolicyUnreadable
 from proxy.admin.api import Status, build, ensure_token, open_listener, serve_admin
+from proxy.books import Books
 from proxy.changes import COMMAND, answer_changes
 from proxy.control import Arguments, ControlServer
 from proxy.credentials import CredentialStore
@@ -39,9 +40,14 @@ from proxy.vocabulary import Stage
 
 log = structlog.get_logger()
 
+if TYPE_CHECKING:
+    from proxy.mitm.handler import Handler
+
 Command = Callable[[Arguments], Awaitable[Mapping[str, object]]]
 
 _DROPPED_S = 1.0
+_TICK_S = 0.1
+_TICKS_PER_S = 10
 
 
 class House:
@@ -82,15 +88,28 @@ class House:
         except BaseException:
             self.admin.close()
             raise
+        try:
+            self.books = Books(settings, recorder=self.writer, metrics=self.metrics)
+        except BaseException:
+            self.admin.close()
+            self.writer.close()
+            raise
+        self.bookkeeper, recorder = self.books.bookkeeper, self.books.recorder
+        self.bookkeeper.states.cut = self._cut_agent
         self.denials = DenialBudget()
         self.keeper = PolicyKeeper(
-            settings, compiled, recorder=self.writer, metrics=self.metrics, swapped=self._tighten
+            settings,
+            compiled,
+            recorder=recorder,
+            metrics=self.metrics,
+            adopt=self.bookkeeper.adopt,
+            swapped=self._tighten,
         )
         self.enforcer = Enforcer(
             settings,
             self.keeper.generation,
-            recorder=self.writer,
-            ledger=MemoryLedger(),
+            recorder=recorder,
+            bookkeeper=self.bookkeeper,
             resolver=Resolver(settings.resolve, dns=settings.dns, timeout_s=settings.dns_timeout_s),
             credentials=self.credentials,
             metrics=self.metrics,
@@ -120,6 +139,8 @@ class House:
         """
         from proxy.mitm.selftest import prove_gate
 
+        # a run may have ended before it wrote down what its spending had reached
+        self.bookkeeper.states.judge(self.books.folded.accounts.values())
         await self.keeper.start()
         await prove_gate(self.settings, self.terminator, self.options, http2=self.passed.http2)
         for note in self.passed.notes:
@@ -131,6 +152,7 @@ class House:
         self._tasks = [
             loop.create_task(self.keeper.watch()),
             loop.create_task(self._report_dropped()),
+            loop.create_task(self._keep_time()),
         ]
         return self.listening
 
@@ -141,6 +163,7 @@ class House:
         for task in self._tasks:
             task.cancel()
         self._submit_dropped()
+        await self.books.close()
         await asyncio.to_thread(self.writer.close)
 
     def owns(self, address: Address, port: int) -> bool:
@@ -152,6 +175,7 @@ class House:
         """Give the log back where the start failed."""
         self.admin.close()
         await self.master.drain(0.0)
+        await self.books.close()
         await asyncio.to_thread(self.writer.close)
 
     def hurry(self) -> None:
@@ -163,6 +187,7 @@ class House:
         generation = self.keeper.generation
         checks = {
             "log": self.writer.failure or "",
+            "ledger": self.bookkeeper.problem,
             "policy": self.keeper.problem if generation.refusal else "",
             "sealed": self.master.sealed,
             "draining": "draining" if self.enforcer.draining else "",
@@ -185,14 +210,12 @@ class House:
 
     def _tighten(self) -> None:
         """Cut what the new policy would no longer let out (policy.md 2.11)."""
-        from proxy.mitm.handler import Handler
-
         policy_set = self.keeper.generation.policy_set
         if not policy_set.defaults.cut_on_tighten:
             return
         now = wall_clock()
 
-        def is_denied(handler: Handler) -> bool:
+        def is_denied(handler: "Handler") -> bool:
             for exchange in handler.session.exchanges.values():
                 principal, target = exchange.principal, exchange.target
                 if principal is None or exchange.stage is not Stage.REQUEST:
@@ -212,6 +235,45 @@ class House:
         cut = self.master.cut(is_denied, "policy-changed")
         if cut:
             log.info("tightened", connections_cut=cut)
+
+    def _cut_agent(self, agent: str, spared: frozenset[str], reason: str) -> int:
+        """Cut what an agent has under way, but for streams that a spared rule allows."""
+
+        def is_hit(handler: "Handler") -> bool:
+            return any(
+                exchange.principal is not None
+                and exchange.principal.agent == agent
+                and not (exchange.decision and spared.intersection(exchange.decision.rules))
+                for exchange in handler.session.exchanges.values()
+            )
+
+        return self.master.cut(is_hit, reason)
+
+    async def _keep_time(self) -> None:
+        """What no request brings along: deadlines of wall_time, states the log did not take."""
+        ticks = 0
+        while True:
+            await asyncio.sleep(_TICK_S)
+            ticks += 1
+            try:
+                over = self.bookkeeper.find_overdue()
+                if over:
+                    self.master.cut(
+                        lambda handler, over=over: not over.isdisjoint(handler.session.exchanges),  # type: ignore[misc]
+                        "budget-exhausted",
+                    )
+                if ticks % _TICKS_PER_S == 0:
+                    self.bookkeeper.states.record_missing()
+                    await self.bookkeeper.judge_wall_time()
+                    await self.books.check(idle=self._is_idle)
+            except ContractBroken as error:
+                self.enforcer.count_fault("books", error)
+                self.bookkeeper.seal(str(error))
+            except Exception as error:  # noqa: BLE001  the next tick tries again
+                self.enforcer.count_fault("keep-time", error)
+
+    def _is_idle(self) -> bool:
+        return not self.enforcer.open_exchanges and self.bookkeeper.is_idle
 
     async def _report_dropped(self) -> None:
         while True:
@@ -263,7 +325,9 @@ async def serve(settings: Settings, *, announce: Callable[[str], None]) -> int:
 
 
 async def _serve_admin(house: House) -> None:
-    app = build(house.status, house.metrics, token=house.admin_token)
+    app = build(
+        house.status, house.metrics, token=house.admin_token, refresh=house.bookkeeper.refresh
+    )
     await serve_admin(app, house.admin)
 
 

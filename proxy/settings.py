@@ -98,6 +98,10 @@ class Settings:
     admin: Endpoint = Endpoint(IPv4Address("127.0.0.1"), 9090)
     # observe mode needs this flag and the policy's key: one of them alone changes nothing
     observe: bool = False
+    # one machine: a file beside the log. memory: no file; a start takes as long, all else is alike
+    ledger: Literal["sqlite", "memory"] = "sqlite"
+    # costly checks of invariants: for tests, drills and whoever doubts us
+    contracts: bool = False
     # a person starts the first server; containers ask for json
     log_format: Literal["console", "json"] = "console"
 

@@ -73,8 +73,21 @@ class Readiness:
     details: dict[str, str]
 
 
-def build(status: Callable[[], Status], metrics: Metrics, *, token: str | None = None) -> "FastAPI":
-    """The application. With a `token`, requests must carry it; without, listen on loopback only."""
+async def _nothing() -> None:
+    """No figures have to be fetched."""
+
+
+def build(
+    status: Callable[[], Status],
+    metrics: Metrics,
+    *,
+    token: str | None = None,
+    refresh: Callable[[], Awaitable[object]] = _nothing,
+) -> "FastAPI":
+    """The application. With a `token`, requests must carry it; without, listen on loopback only.
+
+    `refresh` fetches what /metrics will show.
+    """
     from fastapi import FastAPI
     from fastapi.responses import JSONResponse, Response
 
@@ -108,6 +121,7 @@ def build(status: Callable[[], Status], metrics: Metrics, *, token: str | None =
 
     @app.get("/metrics", summary="Prometheus text", response_class=Response)
     async def show_metrics() -> Response:
+        await refresh()
         return Response(metrics.exposition(), media_type=CONTENT_TYPE)
 
     return app

@@ -69,6 +69,21 @@ Example:
     help="Forward what no rule allows, and record it as `would: deny`. Needs `defaults: { mode:"
     " observe }` in the policy too.",
 )
+@option(
+    "--ledger",
+    envvar="LEDGER",
+    type=click.Choice(["sqlite", "memory"]),
+    default=_DEFAULT["ledger"],
+    show_default=True,
+    help="Where budgets are kept: a file in the state directory, or this process only. Either way"
+    " the log is the truth.",
+)
+@option(
+    "--contracts",
+    envvar="CONTRACTS",
+    is_flag=True,
+    help="Check costly invariants too, such as ledger against log; a broken one denies everything.",
+)
 @option("--check", envvar="CHECK", is_flag=True, help="Validate everything, open no port, exit.")
 @option(
     "--upstream-ca",

@@ -15,6 +15,7 @@ from policies.compile import compile_text
 from policies.ledger.memory import MemoryLedger
 from policies.model import Scheme
 from policies.policy_set import PolicySet
+from proxy.bookkeeper import Bookkeeper
 from proxy.call import Call, Tunnel
 from proxy.credentials import CredentialStore
 from proxy.destination import Resolver
@@ -76,11 +77,18 @@ def furnish(
     metrics.show_policy(
         policy_set.digest, 1, agents=policy_set.agents, rules=[rule.id for rule in policy_set.rules]
     )
+    bookkeeper = parts.pop("bookkeeper", None) or Bookkeeper(
+        parts.pop("ledger", None) or MemoryLedger(),
+        recorder=recorder,
+        metrics=metrics,
+        now_ms=parts.pop("now_ms", None) or (lambda: int(NOW.timestamp() * 1000)),
+        deadline_s=settings.ledger_deadline_s,
+    )
     enforcer = Enforcer(
         settings,
         parts.pop("generation", None) or Generation(policy_set, 1),
         recorder=recorder,
-        ledger=parts.pop("ledger", None) or MemoryLedger(),
+        bookkeeper=bookkeeper,
         resolver=parts.pop("resolver", None)
         or Resolver(settings.resolve, timeout_s=settings.dns_timeout_s, lookup=find_nothing),
         credentials=parts.pop("credentials", None) or CredentialStore(Path("/nonexistent/c.json")),

@@ -206,7 +206,7 @@ KINDS: Mapping[str, Mapping[str, Shape]] = {
     "state": {
         "agent": _captured(WIRE, "agent"),
         "by?": WIRE,
-        "cause": WIRE,
+        "cause": TEXT,
         "from": _one_of(*STATES, capture="from"),
         "ref?": _hex(32),
         "session?": WIRE,

@@ -18,18 +18,24 @@ from tests.kit.chains import (
     GENESIS,
     HEARTBEAT,
     LOG,
+    Event,
+    amounts,
     at,
     chain,
     decision,
     everyday,
     hash_of,
     loaded,
+    moved,
     opened,
     outcome,
     put,
+    raised,
+    reserved,
     run,
     seal,
     seal_raw,
+    snapshot,
     spell,
 )
 
@@ -147,6 +153,31 @@ def clean_after_crash() -> Made:
     return chain([opened(), opened("clean"), CLOSED])
 
 
+def of_run(*events: Event | bytes) -> Callable[[], Made]:
+    """A closed log of one run of the newest format."""
+    return lambda: chain(run(*events))
+
+
+def of_format_1(*events: Event | bytes) -> Callable[[], Made]:
+    """The same, but the run declares format 1."""
+    return lambda: chain([opened(format=1), loaded(), *events, CLOSED])
+
+
+ONE = ("daily/local", "requests", 1)
+HELD = amounts(("daily/local", "bytes_out", 9), ONE, ("life/local", "bytes_out", 9))
+
+
+def spending() -> Made:
+    """A stream that reserves twice, what it cost, and what that led to; then an operator."""
+    return chain(run(
+        snapshot(), decision(1, reserve=HELD), decision(2, "deny"), reserved(1),
+        snapshot(cause="closed"), reserved(1, *((on, "bytes_in", 4) for on in ("a/b", "a/c"))),
+        outcome(1, settle=HELD), moved("active", "warned", ref=f"{1:032x}"),
+        moved("warned", "halted", by="operator"), moved("active", "halted", agent="other"),
+        raised(100, 200), raised(200, None), raised(9, 3, unit="window"), snapshot(cause="changed"),
+    ))  # fmt: skip
+
+
 TAMPERED: dict[str, Callable[[], Made]] = {
     "2 a value edited and only its own hash fixed": fix_own_hash_only,
     "2 a value edited": middle(lambda x: x.__setitem__(2, x[2].replace(b"allow", b"deny"))),
@@ -253,6 +284,52 @@ TAMPERED: dict[str, Callable[[], Made]] = {
         [opened(), loaded(), decision(1), CLOSED, opened(), outcome(1), CLOSED]
     ),
     "43 one decision twice": lambda: chain(run(decision(1), decision(1))),
+    "43 two outcomes that both settle": of_run(
+        decision(1, reserve=HELD), outcome(1, settle=HELD), outcome(1, settle=HELD)
+    ),
+    "43 a reserve without an intent": of_run(reserved(1)),
+    "43 a reserve before its intent": of_run(reserved(1), decision(1)),
+    "43 a reserve behind its outcome": of_run(decision(1), outcome(1), reserved(1)),
+    "43 a reserve for a denied request": of_run(decision(1, "deny"), reserved(1)),
+    "43 a reserve for a CONNECT": of_run(decision(1, stage="connect"), reserved(1)),
+    "43 a reserve in the next run": lambda: chain(
+        [opened(), loaded(), decision(1), CLOSED, opened(), reserved(1), CLOSED]
+    ),
+    "a reserve of nothing": of_run(decision(1), reserved(1, reserve=[])),
+    "a reserve that is not sorted": of_run(decision(1), reserved(1, reserve=HELD[::-1])),
+    "a denied request that reserves": of_run(decision(1, "deny", reserve=HELD)),
+    "a CONNECT that reserves": of_run(decision(1, stage="connect", reserve=HELD)),
+    "a reserve of a decision that is not sorted": of_run(decision(1, reserve=HELD[::-1])),
+    "a reserve of a decision that names a unit twice": of_run(
+        decision(1, reserve=amounts(ONE, ONE))
+    ),
+    "a settlement that is not sorted": of_run(decision(1), outcome(1, settle=HELD[::-1])),
+    "a settlement that names a unit twice": of_run(
+        decision(1), outcome(1, settle=amounts(ONE, ONE))
+    ),
+    "a negative amount": of_run(decision(1), outcome(1, settle=amounts((*ONE[:2], -1)))),
+    "a state that moves left": of_run(moved("active", "halted"), moved("halted", "active")),
+    "a state that moves left at once": of_run(moved("warned", "active")),
+    "a state that stays": of_run(moved("active", "active")),
+    "a halt that is taken back in the next run": lambda: chain(
+        [*run(moved("active", "halted")), *run(moved("halted", "warned"))]
+    ),
+    "a halt that is forgotten": of_run(moved("active", "halted"), moved("active", "halted")),
+    "a state from where the agent was not": of_run(moved("warned", "halted")),
+    "a state of a word that is none": of_run(moved("active", "retired")),
+    "a raise that lowers": of_run(raised(200, 100)),
+    "a raise that raises nothing": of_run(raised(100, 100)),
+    "a snapshot that names a limit twice": of_run(
+        snapshot(limits=[{"limit": 1, "unit": "requests"}] * 2)
+    ),
+    "a snapshot that is not sorted": of_run(
+        snapshot(spent=[{"amount": 1, "unit": unit} for unit in ("requests", "bytes_out")])
+    ),
+    "format 2: a reserve in a run of format 1": of_format_1(decision(1), reserved(1)),
+    "format 2: a state in a run of format 1": of_format_1(moved("active", "halted")),
+    "format 2: a raise in a run of format 1": of_format_1(raised(1, 2)),
+    "format 2: a snapshot in a run of format 1": of_format_1(snapshot()),
+    "a format that goes back": lambda: chain([opened(), CLOSED, opened(format=1), CLOSED]),
     "46 a policy that was never loaded": lambda: chain([opened(), decision(1), CLOSED]),
     "46 a policy that was loaded later": lambda: chain([opened(), decision(1), loaded(), CLOSED]),
     "records outside of a run": lambda: chain([opened(), CLOSED, HEARTBEAT]),
@@ -303,6 +380,21 @@ VALID: dict[str, Callable[[], Made]] = {
     "two runs": lambda: chain([opened(), CLOSED, opened(), CLOSED]),
     "a crash, then a clean end": lambda: chain([opened(), opened("crash"), CLOSED]),
     "a silence that a clock step explains": stepped,
+    "spending": spending,
+    "format 1": of_format_1(decision(1), outcome(1), decision(2, "deny"), HEARTBEAT),
+    "format 1, then 2": lambda: chain(
+        [
+            opened(format=1),
+            loaded(),
+            decision(1),
+            opened("crash"),
+            loaded(),
+            decision(1),
+            reserved(1),
+            moved("active", "halted", by="operator"),
+            CLOSED,
+        ]
+    ),
 }
 
 
@@ -338,7 +430,7 @@ def test_an_unknown_version_could_not_be_checked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("more", [{}, {"vkey": "new"}], ids=["same fields", "more fields"])
 def test_an_unknown_format_could_not_be_checked(more: dict[str, str], tmp_path: Path) -> None:
-    put(tmp_path / "log", chain([opened(), CLOSED, opened(format=2, **more), CLOSED]))
+    put(tmp_path / "log", chain([opened(), CLOSED, opened(format=3, **more), CLOSED]))
     assert exit_of(tmp_path / "log") == 2
 
 

@@ -16,7 +16,17 @@ from click.testing import CliRunner, Result
 
 import audit
 from audit.cli import audit as commands
-from tests.kit.chains import at, chain, decision, everyday, put, run
+from tests.kit.chains import (
+    at,
+    chain,
+    decision,
+    everyday,
+    moved,
+    outcome,
+    put,
+    reserved,
+    run,
+)
 
 
 def call(*arguments: object) -> Result:
@@ -86,6 +96,25 @@ def test_show_by_number_and_by_decision(folder: Path) -> None:
     assert [json.loads(line)["event"]["kind"] for line in both] == ["decision", "outcome"]
     missing = call("show", folder, 99)
     assert (missing.exit_code, missing.stderr) == (1, f"`{folder}`: no record `99`\n")
+
+
+def test_what_refers_to_a_decision_is_shown_and_found_with_it(tmp_path: Path) -> None:
+    put(tmp_path / "log", chain(run(
+        decision(1), decision(2), reserved(1), outcome(1),
+        moved("active", "halted", ref=f"{1:032x}", cause="budget daily/local requests 100%"),
+    )))  # fmt: skip
+    kinds = ["decision", "reserve", "outcome", "state"]
+    shown = call("show", "--json", tmp_path / "log", f"{1:032x}").stdout.splitlines()
+    assert [json.loads(line)["event"]["kind"] for line in shown] == kinds
+    rows = call("find", "--decision", f"{1:032x}", tmp_path / "log").stdout.splitlines()
+    assert [row.split(maxsplit=2)[2] for row in rows[1:]] == [
+        f"reserve daily/local bytes_in=4 ref={1:032x}",
+        f"outcome bytes_in=512 bytes_out=128 ms=12 ref={1:032x} status=200",
+        f"state local active -> halted: budget daily/local requests 100% ref={1:032x}",
+    ]
+    rows = call("find", "--agent", "local", "--kind", "state", tmp_path / "log").stdout.splitlines()
+    assert len(rows) == 1
+    assert call("tail", "-n", 2, tmp_path / "log").stdout.splitlines()[0] == rows[0]
 
 
 def test_tail_shows_the_last_records(folder: Path) -> None:

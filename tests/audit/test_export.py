@@ -9,8 +9,17 @@ from audit.export import COLUMNS, FORMATS, Csv, JsonLines, export
 from audit.reader import Line
 from audit.record import parse
 from tests.kit.chains import (
-    Event, amounts, chain, decision, everyday, moved, outcome, raised, reserved, snapshot,
-)  # fmt: skip
+    Event,
+    amounts,
+    chain,
+    decision,
+    everyday,
+    moved,
+    outcome,
+    raised,
+    reserved,
+    snapshot,
+)
 from tests.kit.export_contract import ExportContract
 
 

@@ -1,5 +1,6 @@
 """The table of forms: complete, documented, linear."""
 
+import json
 import re
 import time
 from pathlib import Path
@@ -46,6 +47,14 @@ def test_every_kind_and_field_is_documented(kind: str) -> None:
     for name in KINDS[kind]:
         mark = "?" if name.endswith("?") else " "
         assert f"| `{name.rstrip('?')}`{mark}" in body, f"{kind}.{name}"
+
+
+def test_the_examples_of_the_docs_are_in_form() -> None:
+    examples = re.findall(r"\n```json\n(.*)\n```", DOCS.read_text(encoding="utf-8"))
+    kinds = [json.loads(example)["kind"] for example in examples]
+    assert set(SINCE) <= set(kinds)
+    for kind, example in zip(kinds, examples, strict=True):
+        assert re.fullmatch(pattern(event_shape(kind)), example.encode()), kind
 
 
 def test_optional_fields_may_be_absent_in_any_combination() -> None:

@@ -11,15 +11,20 @@ from tests.kit.chains import (
     HEARTBEAT,
     POLICY,
     Event,
+    amounts,
     at,
     chain,
     decision,
     hash_of,
     loaded,
+    moved,
     opened,
     outcome,
+    raised,
+    reserved,
     run,
     seal,
+    snapshot,
     spell,
 )
 
@@ -78,8 +83,32 @@ def test_a_policy_loaded_long_ago_must_be_loaded_again() -> None:
 def test_a_rewind_forgets_policies_that_were_never_recorded() -> None:
     laws = Laws()
     assert walk(chain(run())[:-1], genesis(), laws).broken is None
-    laws.rewind(laws.ts, [b"aa" * 32])
+    laws.rewind(laws.ts, [chain(run())[1]])
     assert b"aa" * 32 not in laws.policies
+
+
+def test_a_rewind_takes_back_what_was_judged_in_between() -> None:
+    """The laws behind a rewind are those of a log without the lost records."""
+    durable = [
+        opened(), loaded(), decision(1), decision(2), moved("active", "warned"),
+        decision(3, "deny"),
+    ]  # fmt: skip
+    lost = [
+        outcome(1), decision(4), outcome(4), decision(5), reserved(5), decision(2, "deny"),
+        moved("warned", "quarantined"), moved("quarantined", "halted"),
+        moved("active", "halted", agent="other"), HEARTBEAT,
+    ]  # fmt: skip
+    lines = chain([*durable, *lost])
+    laws = Laws()
+    assert walk(lines, genesis(), laws).broken is None
+    laws.rewind(at(len(durable) - 1).encode(), lines[len(durable) :])
+    assert len(laws.decisions) == 2
+    again = [
+        outcome(1), outcome(2), decision(4), decision(5), moved("warned", "halted"),
+        moved("active", "warned", agent="other"),
+    ]  # fmt: skip
+    for seq, line in enumerate(chain([*durable, *again])[len(durable) :], start=len(durable)):
+        assert laws.judge(line, ts_place(seq)) is None
 
 
 def test_a_log_is_counted_as_it_is_read() -> None:
@@ -98,6 +127,8 @@ def test_a_log_is_counted_as_it_is_read() -> None:
 
 DIGEST = "c" * 64
 OUTSIDE = "`heartbeat` stands outside of a run: no `log.open` before it"
+UNSORTED = "the amounts are not sorted by account and unit, or name one of them twice"
+TWO = amounts(("a/b", "requests", 1), ("a/c", "requests", 0))
 NOT_OPEN = "it is unknown, was denied, or has its outcome already"
 PROBLEMS: dict[str, tuple[tuple[Event | bytes, ...], str]] = {
     "the first record": ((HEARTBEAT,), OUTSIDE),
@@ -121,6 +152,42 @@ PROBLEMS: dict[str, tuple[tuple[Event | bytes, ...], str]] = {
         tuple(run(decision(1), decision(1))),
         f"decision `{1:032x}` is there twice",
     ),
+    "a format that goes back": (
+        (opened(), CLOSED, opened(format=1)),
+        "the format goes back from 2 to 1",
+    ),
+    "a kind of a later format": (
+        (opened(format=1), loaded(), decision(1), reserved(1)),
+        "`reserve` is of format 2, but the run declares format 1",
+    ),
+    "a reserve of no request": (
+        tuple(run(reserved(1))),
+        f"the reserve refers to `{1:032x}`, which is no open request: {NOT_OPEN}",
+    ),
+    "a reserve of nothing": (
+        tuple(run(decision(1), reserved(1, reserve=[]))),
+        "the `reserve` reserves nothing",
+    ),
+    "a deny that reserves": (
+        tuple(run(decision(1, "deny", reserve=TWO))),
+        "only an allowed request reserves",
+    ),
+    "a reserve out of order": (tuple(run(decision(1), reserved(1, reserve=TWO[::-1]))), UNSORTED),
+    "a decision out of order": (tuple(run(decision(1, reserve=TWO[::-1]))), UNSORTED),
+    "an outcome out of order": (tuple(run(decision(1), outcome(1, settle=TWO * 2))), UNSORTED),
+    "a state that moves left": (
+        tuple(run(moved("halted", "warned"))),
+        "a state moves from halted to warned: it only moves right",
+    ),
+    "a state from elsewhere": (
+        tuple(run(moved("active", "halted"), moved("warned", "halted"))),
+        "a state moves from warned, but the agent was halted",
+    ),
+    "a raise that lowers": (tuple(run(raised(2, 1))), "`budget.raise` from 2 to 1 raises nothing"),
+    "a snapshot out of order": (
+        tuple(run(snapshot(spent=[{"amount": 1, "unit": "a"}] * 2))),
+        "what was spent is not sorted by unit, or names one of them twice",
+    ),
     "an outcome of nothing": (
         tuple(run(outcome(1))),
         f"the outcome refers to `{1:032x}`, which is no open request: {NOT_OPEN}",
@@ -138,6 +205,34 @@ def test_a_broken_law_is_told_in_words(events: tuple[Event | bytes, ...], proble
 def test_one_decision_denied_twice_or_at_its_tunnel_is_no_open_request() -> None:
     assert judged(*run(decision(1, "deny"), decision(1, "deny"), decision(1)))[1] is None
     assert judged(*run(decision(1, stage="connect"), decision(1)))[1] is None
+
+
+def test_a_reserve_does_not_end_its_request() -> None:
+    laws, broken = judged(*run(decision(1, reserve=TWO), reserved(1), reserved(1), outcome(1)))
+    assert broken is None
+    assert len(laws.decisions) == 0
+
+
+def test_the_laws_of_amounts_came_with_format_2() -> None:
+    """What format 1 let stand still stands."""
+    odd = (decision(1, "deny", reserve=TWO[::-1]), decision(2), outcome(2, settle=TWO[::-1]))
+    assert judged(opened(format=1), loaded(), *odd, CLOSED)[1] is None
+    assert judged(opened(format=2), loaded(), *odd, CLOSED)[1] is not None
+
+
+def test_a_refused_format_leaves_the_one_before_in_force() -> None:
+    laws, broken = judged(opened(format=1), CLOSED, opened("crash", format=2))
+    assert broken is not None
+    assert laws.format == 1
+    assert judged(opened(format=1), CLOSED, opened(format=2), loaded(), snapshot())[1] is None
+
+
+def test_a_state_is_remembered_across_runs() -> None:
+    halted = run(moved("active", "halted"))
+    laws, broken = judged(*halted, *run(moved("active", "warned")))
+    assert broken is not None
+    assert "but the agent was halted" in broken.problem
+    assert len(laws.standings) == 1
 
 
 def test_the_time_and_the_date_are_told_apart() -> None:
@@ -264,17 +359,18 @@ def test_a_rewind_gives_the_time_back_too() -> None:
 
 UNREADABLE: dict[str, tuple[Any, str, str]] = {
     "a newer format": (
-        opened(format=2, more="x"),
-        "record format 2 is not known",
+        opened(format=3, more="x"),
+        "record format 3 is not known",
         "unknown-version",
     ),
     "a newer format of the same fields": (
-        opened(format=2),
-        "record format 2 is not known",
+        opened(format=3),
+        "record format 3 is not known",
         "unknown-version",
     ),
     "a format that is none": (opened(format=0, more="x"), "", "tampered"),
-    "the number in another kind": ({"kind": "heartbeat", "format": 2}, "", "tampered"),
+    "format 0": (opened(format=0), "record format 0 is not known", "unknown-version"),
+    "the number in another kind": ({"kind": "heartbeat", "format": 3}, "", "tampered"),
 }
 
 

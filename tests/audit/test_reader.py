@@ -7,8 +7,17 @@ import pytest
 from audit.reader import Filter, LineBroken, find_segment, follow, read, read_tail
 from audit.segment import LogUnreadable
 from tests.kit.chains import (
-    at, chain, decision, everyday, moved, opened, outcome, put, reserved, run,
-)  # fmt: skip
+    at,
+    chain,
+    decision,
+    everyday,
+    moved,
+    opened,
+    outcome,
+    put,
+    reserved,
+    run,
+)
 
 FILTERS: dict[str, tuple[Filter, list[int]]] = {
     "nothing asked": (Filter(), [0, 1, 2, 3, 4, 5, 6]),

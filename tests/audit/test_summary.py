@@ -31,8 +31,10 @@ LINES: dict[str, tuple[Event, str]] = {
     ),
     "an outcome": (
         outcome(1, settle=amounts(("a/b", "requests", 1), ("c/b", "requests", 1))),
-        f"outcome ref={REF} status=200 bytes_in=512 bytes_out=128 ms=12"
-        " settle=a/b requests=1, c/b requests=1",
+        (
+            f"outcome ref={REF} status=200 bytes_in=512 bytes_out=128 ms=12"
+            " settle=a/b requests=1, c/b requests=1"
+        ),
     ),
     "an outcome of nothing": (
         outcome(1),
@@ -57,8 +59,10 @@ LINES: dict[str, tuple[Event, str]] = {
     ),
     "a snapshot": (
         snapshot(),
-        "ledger.snapshot opened daily/local@2026-01-31T00:00:00Z spent requests=7"
-        " of requests=100 bytes_out=4096 (file: none) window_ms=86400000",
+        (
+            "ledger.snapshot opened daily/local@2026-01-31T00:00:00Z spent requests=7"
+            " of requests=100 bytes_out=4096 (file: none) window_ms=86400000"
+        ),
     ),
     "a snapshot of little": (
         snapshot(limits=[], spent=[], window_ms=0, account="a/b", cause="changed"),

@@ -12,10 +12,14 @@ from typing import Any
 
 import pytest
 
+from audit.segment import segment_name
 from audit.verify import verify
+from audit.writer import Writer
 from tests.audit import test_attacks as attacks
+from tests.kit.chains import decision, loaded, moved, outcome, reserved
 
 FILE = Path(__file__).parents[1] / "cases" / "audit" / "vectors.json"
+FORMAT_1 = FILE.parent / "format-1.jsonl"  # made by the writer of that time
 DOCS = Path(__file__).parents[2] / "docs" / "records.md"
 _CHOSEN = (
     "everyday", "two runs", "a crash, then a clean end", "every short escape",
@@ -33,6 +37,15 @@ _CHOSEN = (
     "31 two hash fields", "31 a hash in upper case", "42 the time goes back",
     "43 an outcome without an intent", "43 two outcomes", "43 outcome bytes after a deny",
     "46 a policy that was never loaded", "log.open that hides a crash",
+    "spending", "format 1", "format 1, then 2", "a format that goes back",
+    "format 2: a reserve in a run of format 1", "format 2: a state in a run of format 1",
+    "43 two outcomes that both settle", "43 a reserve without an intent",
+    "43 a reserve behind its outcome", "43 a reserve for a denied request",
+    "43 a reserve in the next run", "a reserve of nothing", "a denied request that reserves",
+    "a reserve of a decision that is not sorted", "a settlement that names a unit twice",
+    "a state that moves left", "a halt that is taken back in the next run",
+    "a halt that is forgotten", "a state from where the agent was not", "a raise that lowers",
+    "a snapshot that names a limit twice",
 )  # fmt: skip
 
 
@@ -64,6 +77,35 @@ def test_a_vector_gets_its_exit_code(vector: dict[str, Any], tmp_path: Path) -> 
 
 def test_the_vectors_are_those_of_the_attack_table() -> None:
     assert make() == VECTORS
+
+
+def continuable(tmp_path: Path) -> Path:
+    """A folder with the log of format 1 under its own name."""
+    folder = tmp_path / "log"
+    folder.mkdir(mode=0o700)
+    data = FORMAT_1.read_bytes()
+    (folder / segment_name(data[17:49].decode(), 0)).write_bytes(data)
+    return folder
+
+
+def test_a_log_of_the_first_format_is_still_valid() -> None:
+    report = verify(FORMAT_1)
+    assert (report.exit_code, report.records, report.runs) == (0, 15, 3)
+    assert b'"format":2' not in FORMAT_1.read_bytes()
+
+
+def test_a_log_of_the_first_format_can_be_continued(tmp_path: Path) -> None:
+    folder = continuable(tmp_path)
+    writer = Writer.open(folder, software="test/2")
+    for event in (loaded(), decision(5), reserved(5), outcome(5), moved("active", "halted")):
+        writer.store_blocking(event, timeout_s=20)
+    writer.close()
+    report = verify(folder)
+    assert (report.exit_code, report.records, report.runs) == (0, 22, 4)
+    (path,) = folder.glob("*.jsonl")
+    data = path.read_bytes()
+    assert data.startswith(FORMAT_1.read_bytes())
+    assert (data.count(b'"format":1,'), data.count(b'"format":2,')) == (3, 1)
 
 
 def test_the_verifier_of_the_docs_agrees_with_fast_on_every_vector(tmp_path: Path) -> None:

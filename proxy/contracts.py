@@ -41,6 +41,7 @@ class Contracts:
         self._now_ms = now_ms
         self._policy_set: PolicySet | None = None
         self._opened = set(book.accounts)  # base names
+        self._opening = asyncio.Lock()
 
     async def adopt(self, policy_set: PolicySet) -> None:
         """Bring the contracts in line with a policy: what it lowers falls, new budgets open.
@@ -77,14 +78,12 @@ class Contracts:
             base = name_account(budget.id, principal.agent, session)
             if base in self._opened:
                 continue
-            self._opened.add(base)  # before any wait: one request opens it
-            try:
-                account = terms.open_account(budget, principal.agent, session, self._now_ms())
-                self._recorder.submit(describe_snapshot(account, "opened", self._now_ms()))
-                await self._ledger.change(PutAccount(account))
-            except BaseException:
-                self._opened.discard(base)
-                raise
+            async with self._opening:  # whoever comes second waits until it is open, or tries too
+                if base not in self._opened:
+                    account = terms.open_account(budget, principal.agent, session, self._now_ms())
+                    self._recorder.submit(describe_snapshot(account, "opened", self._now_ms()))
+                    await self._ledger.change(PutAccount(account))
+                    self._opened.add(base)
 
     async def raise_(
         self,

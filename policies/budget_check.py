@@ -152,7 +152,10 @@ def _report_room(part: Part[BudgetSection], unit: str, rule: Rule) -> Finding:
     said, need = _NEEDS[unit]
     written = locate(part.node, ("limits", unit))[0].text
     amount = f"{need(rule)} bytes" if unit.startswith("bytes") else f"{need(rule)}"
-    message = f"`{unit}: {written}` is less than one request of rule `{rule.id}` may take, {amount}"
+    message = (
+        f"`{unit}: {written}` is too little for one request of rule `{rule.id}`, "
+        f"which may take {amount}"
+    )
     hint = f"raise the limit, or lower `{said}` of the rule; 0 denies all on purpose"
     return _report("AP604", part, ("limits", unit), message, hint)
 

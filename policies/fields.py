@@ -115,11 +115,16 @@ def _is_look_alike(name: str) -> bool:
 
 
 def _join_cookies(named: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """HTTP/2 may split one Cookie field into several; HTTP/1.1 knows one (RFC 9113 8.2.3)."""
+    """HTTP/2 may split one Cookie field into several; HTTP/1.1 knows one (RFC 9113 8.2.3).
+
+    Empty ones say nothing, and would leave a value that ends in a space, which no reader keeps.
+    """
     crumbs = [value for name, value in named if name == "cookie"]
     if len(crumbs) < 2:
         return named
-    return [one for one in named if one[0] != "cookie"] + [("cookie", "; ".join(crumbs))]
+    return [one for one in named if one[0] != "cookie"] + [
+        ("cookie", "; ".join(filter(None, crumbs)))
+    ]
 
 
 def _read_framing(single: dict[str, str], version: str) -> tuple[int | None, bool] | Refusal:

@@ -131,13 +131,13 @@ def advise(key: str, section: type[Section]) -> str:
         meant = _OTHER_WORDS[key]
         if meant.split("`")[1].partition(":")[0] in known:
             return meant
-    near = suggest(key, known)
-    if near:
-        return near
     parts = ("match", "with", "when", "who", "cost", "limits")
     homes = [name for name in parts if name in known and key in keys_of(SECTIONS[name])]
     if homes:
         return f"`{key}` belongs below `{homes[0]}:`"
+    near = suggest(key, known)
+    if near:
+        return near
     if key in keys_of(SECTIONS[""]):
         return f"`{key}` belongs at the top level of the file"
     return f"known here: {', '.join(known)}"
@@ -148,7 +148,9 @@ def word_empty(
 ) -> Finding:
     """The finding for a key or list item without a value."""
     what = f"`{key}` has no value" if key else "an empty list item"
-    return find(code, file, place, what, "write a value, or delete the line", rule)
+    nothing = ", 0 for nothing at all," if code == "AP609" else ","
+    hint = f"write a value{nothing} or delete the line"
+    return find(code, file, place, what, hint, rule)
 
 
 def describe_place(kind: str, name: str) -> str:

@@ -41,6 +41,7 @@ _BYTES |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SIZES, _TIMES = "10MB, 10MiB, 500kB or 512B", "30s, 5m, 2h or 1d"
 _SMALLEST = {"size": "bytes", "time": "ms"}
+_BOUNDLESS = "leave the line out if there is no limit"
 _PERCENT = re.compile(r"([0-9]{1,3})%")
 _WINDOW_MS_MAX = 36_500 * 86_400_000
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -169,7 +170,7 @@ def read_count_limit(value: Any) -> int:
     quoted = isinstance(value, str) and value.isascii() and value.isdigit()
     hint = "write it without quotes" if quoted else "write a plain number; 0 allows nothing"
     message = f"expected a whole number from 0 to 2^53-1, not {_show_number(value)}"
-    raise Unfit("AP609", message, hint)
+    raise Unfit("AP609", message, _BOUNDLESS if _is_beyond(value) else hint)
 
 
 def read_size_limit(value: Any) -> int:
@@ -194,7 +195,13 @@ def _read_limit(value: Any, units: dict[str, int], forms: str, noun: str) -> int
             if unfit.code == "AP008":
                 raise
     message = f"expected a {noun} from 0 to 2^53-1 {_SMALLEST[noun]}, not {_show_number(value)}"
-    raise Unfit("AP609", message, f"write {forms}; 0 allows nothing")
+    hint = f"write {forms}; 0 allows nothing"
+    raise Unfit("AP609", message, _BOUNDLESS if _is_beyond(value) else hint)
+
+
+def _is_beyond(value: Any) -> bool:
+    """Whether a number is larger than any limit."""
+    return isinstance(value, int | float) and value > INTEGER_MAX
 
 
 def _show_number(value: Any) -> str:

@@ -46,6 +46,9 @@ SAME = {
     "another unit": ("per: 1m", "per: 60s"),
     "the default port": ("[GET, POST]", "[GET, POST]\n    port: 443\n    scheme: https"),
     "an empty section": ("rates:", "include:\nrates:"),
+    "empty parts of this version": ("rates:", "budgets:\nquarantine: { keep_rules: [] }\nrates:"),
+    "the default cost": ("with: { rate: slow }",
+                         "with: { rate: slow, show_budget: false }\n  cost: { steps: 1, risk: 0 }"),
     "one address as a range": ("[192.0.2.1,", "[192.0.2.1/32,"),
 }  # fmt: skip
 OTHER = {
@@ -59,6 +62,10 @@ OTHER = {
     "an agent": ("groups: [dev, ops] }, bot", "groups: [dev, ops] }, more: {}, bot"),
     "a source": ("10.0.0.0/8", "10.0.0.0/9"),
     "a default of the whole": ("name: base", "name: base\ndefaults: { explain_denials: false }"),
+    "a cost": ("with: { rate: slow }", "with: { rate: slow }\n  cost: { steps: 2 }"),
+    "a shown budget": ("rate: slow }", "rate: slow, show_budget: true }"),
+    "a rule that quarantine keeps": ("rates:", "quarantine: { keep_rules: a }\nrates:"),
+    "a budget": ("rates:", "budgets: { b: { each: agent, limits: { requests: 5 } } }\nrates:"),
     "everyone instead of groups": ("  who: { groups: [dev, ops] }\n", ""),
 }
 
@@ -78,6 +85,48 @@ def test_meaning_changes_the_digest(old: str, new: str) -> None:
 def test_the_digest_of_a_known_policy_never_changes() -> None:
     """Records name it for years: a change here needs a new FORM and a line in the changelog."""
     assert digest_of(BASE) == "843646325d2e07a54110cc6a3dd4c24ac0f8ebcbb5e8bda998e13ba1b3055614"
+
+
+BUDGET = """\
+version: 1
+agents: { coder: { groups: [dev] }, bot: {} }
+budgets:
+  x: { each: agent, who: { agents: [bot, coder] }, limits: { requests: 5, bytes_in: 1MB },
+       window: 1d, at: [{ reached: 80%, do: warn }, { reached: 90%, do: halt }] }
+  w: { each: session, limits: { wall_time: 60s } }
+"""
+SAME_BUDGET = {
+    "order of limits": ("{ requests: 5, bytes_in: 1MB }", "{ bytes_in: 1MB, requests: 5 }"),
+    "order of agents": ("[bot, coder]", "[coder, bot]"),
+    "order of thresholds": ("[{ reached: 80%, do: warn }, { reached: 90%, do: halt }]",
+                            "[{ reached: 90%, do: halt }, { reached: 80%, do: warn }]"),
+    "another unit": ("60s", "1m"),
+    "a day in hours": ("1d", "24h"),
+    "bytes one by one": ("1MB", "1000kB"),
+}  # fmt: skip
+OTHER_BUDGET = {
+    "a limit": ("requests: 5", "requests: 6"),
+    "a limit of nothing": ("requests: 5", "requests: 5, steps: 0"),
+    "a window": ("1d", "2d"),
+    "no window": ("window: 1d, ", ""),
+    "whom it is for": (" who: { agents: [bot, coder] },", ""),
+    "for each what": ("each: agent", "each: session"),
+    "a threshold": ("80%", "81%"),
+    "what a threshold does": ("do: warn", "do: quarantine"),
+    "its name": ("x: {", "z: {"),
+}
+
+
+@pytest.mark.parametrize(("old", "new"), SAME_BUDGET.values(), ids=SAME_BUDGET)
+def test_how_a_budget_is_written_does_not_change_the_digest(old: str, new: str) -> None:
+    assert old in BUDGET
+    assert digest_of(BUDGET.replace(old, new)) == digest_of(BUDGET)
+
+
+@pytest.mark.parametrize(("old", "new"), OTHER_BUDGET.values(), ids=OTHER_BUDGET)
+def test_what_a_budget_says_changes_the_digest(old: str, new: str) -> None:
+    assert old in BUDGET
+    assert digest_of(BUDGET.replace(old, new, 1)) != digest_of(BUDGET)
 
 
 def test_the_place_of_a_rule_is_not_part_of_it() -> None:

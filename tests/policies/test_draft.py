@@ -23,10 +23,36 @@ def test_a_part_knows_the_place_of_its_name() -> None:
 
 
 def test_a_bare_section_is_an_empty_one() -> None:
-    draft = read_draft(load_text("version: 1\nagents:\nrules:\nrates:\ndefaults:\ninclude:\n"))
+    draft = read_draft(
+        load_text(
+            "version: 1\nagents:\nrules:\nrates:\ndefaults:\ninclude:\nbudgets:\nquarantine:\n"
+        )
+    )
     assert draft.findings == []
     assert draft.rules == []
 
 
 def test_a_file_that_is_not_yaml_is_not_whole() -> None:
     assert not read_draft(load_text("rules: [\n")).whole
+
+
+def test_a_budget_is_read_on_its_own_and_its_empty_limits_have_a_code_of_their_own() -> None:
+    text = "version: 1\nbudgets:\n  a: { each: agent, limits: { requests: , risk: 1 }, window: }\n"
+    text += "  b: { each: agent, limits: { requests: 1 } }\n"
+    draft = read_draft(load_text(text))
+    assert [(part.id, part.section is not None) for part in draft.budgets] == [
+        ("a", False),
+        ("b", True),
+    ]
+    assert sorted((one.code, one.message) for one in draft.findings) == [
+        ("AP007", "`window` has no value"),
+        ("AP609", "`requests` has no value"),
+    ]
+
+
+def test_a_part_of_a_file_cannot_widen_quarantine() -> None:
+    draft = read_draft(load_text("version: 1\nquarantine: { keep_rules: a }\n"))
+    assert draft.header is not None
+    assert draft.header.quarantine is not None
+    assert draft.header.quarantine.keep_rules == ("a",)
+    assert draft.main_file == "policies.yaml"

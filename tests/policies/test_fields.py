@@ -3,6 +3,7 @@
 import pytest
 
 from policies.canonical import RawHead, canonicalise_request, format_head
+from policies.fields import Fields, canonicalise_fields
 from policies.model import Refusal, Request
 
 
@@ -288,6 +289,14 @@ def test_websockets_are_shaken_hands_for_on_http_1_1_only() -> None:
     assert judged.reason == "upgrade-refused"
     listed = [(n, b"h2c, websocket" if n == b"Upgrade" else v) for n, v in HANDSHAKE]
     assert isinstance(judge(head(*listed)), Refusal)
+
+
+def test_an_empty_crumb_of_an_http2_cookie_leaves_nothing_behind() -> None:
+    for crumbs in (("a=1", ""), ("", "a=1"), ("", "a=1", "")):
+        fields = tuple((b"cookie", crumb.encode()) for crumb in crumbs)
+        joined = canonicalise_fields(fields, "2")
+        assert isinstance(joined, Fields)
+        assert joined.kept == (("cookie", "a=1"),), crumbs
 
 
 def test_one_cookie_stays_where_it_stood() -> None:

@@ -14,10 +14,13 @@ ADVICE = {
     "one level too high": ("host", "rules", "`host` belongs below `match:`"),
     "an obligation one level too high": ("capture", "rules", "`capture` belongs below `with:`"),
     "one level too low": ("include", "rules", "`include` belongs at the top level of the file"),
+    "a home is better than a likeness": ("steps", "rules", "`steps` belongs below `cost:`"),
+    "a limit one level too high": ("bytes_in", "budgets", "`bytes_in` belongs below `limits:`"),
+    "another word for a window": ("period", "budgets", "did you mean `window`?"),
     "nothing near": (
-        "budgets",
+        "pools",
         "",
-        "known here: version, name, include, defaults, agents, rules, rates",
+        "known here: version, name, include, defaults, agents, rules, rates, budgets, quarantine",
     ),
     "a foreign word where it makes no sense": ("action", "who", "known here: agents, groups"),
 }

@@ -16,16 +16,24 @@ ROOT = Path(__file__).parents[2]
 GOOD = sorted((ROOT / "tests/cases/policies/good").rglob("*.yaml"))
 
 KEYS = {
-    "": ("version", "name", "include", "defaults", "agents", "rules", "rates"),
-    "rules": ("id", "description", "verdict", "mode", "who", "match", "unless", "when", "with"),
+    "": ("version", "name", "include", "defaults", "agents", "rules", "rates", "budgets",
+         "quarantine"),
+    "rules": ("id", "description", "verdict", "mode", "who", "match", "unless", "when", "cost",
+              "with"),
     "match": ("host", "scheme", "port", "methods", "path", "path_re", "query", "query_only",
               "headers", "websocket", "body", "dest_ip"),
-    "with": ("rate", "max_request", "max_response", "capture", "redact_path", "path_params"),
+    "with": ("rate", "max_request", "max_response", "capture", "redact_path", "path_params",
+             "show_budget"),
+    "cost": ("steps", "effort", "risk"),
     "when": ("days", "between", "from", "until"),
     "who": ("agents", "groups"),
     "agents": ("groups", "identity"),
     "identity": ("source",),
     "rates": ("each", "allow", "per", "burst"),
+    "budgets": ("each", "who", "limits", "window", "at"),
+    "limits": ("requests", "steps", "effort", "risk", "bytes_out", "bytes_in", "wall_time"),
+    "at": ("reached", "do"),
+    "quarantine": ("keep_rules",),
     "defaults": ("timezone", "max_inspect_body", "explain_denials", "mode", "on_bad_reload",
                  "stale_limit", "cut_on_tighten"),
 }  # fmt: skip
@@ -82,8 +90,13 @@ def fits(schema: dict[str, Any], value: Any, defs: dict[str, Any]) -> bool:
         return False
     if "const" in schema and value != schema["const"]:
         return False
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if number and not schema.get("minimum", value) <= value <= schema.get("maximum", value):
+        return False
     kinds = schema.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
+    if isinstance(value, bool) and kinds and "boolean" not in kinds:
+        return False
     python = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool}
     if kinds and not any(isinstance(value, python[kind]) for kind in kinds):
         return False
@@ -123,7 +136,10 @@ def test_the_json_schema_accepts_good_files(path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     ["misspelt-match-key", "verdict-misspelt", "methods-as-map", "size-without-unit", "no-version",
-     "key-of-a-later-issue", "port-out-of-range", "rule-as-text", "quoted-number"],
+     "key-of-a-later-issue", "port-out-of-range", "rule-as-text", "quoted-number",
+     "limit-negative", "limit-float", "limit-true", "limit-beyond-2-to-the-53", "limit-quoted",
+     "limit-size-without-unit", "limit-time-without-unit", "limit-no-size", "limit-negative-time",
+     "limit-of-a-later-issue", "budget-thresholds", "cost-shapes"],
 )  # fmt: skip
 def test_the_json_schema_refuses_what_an_editor_can_see(name: str) -> None:
     path = ROOT / f"tests/cases/policies/broken/{name}.yaml"

@@ -5,6 +5,8 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from policies import values
 from policies.values import Unfit
@@ -95,3 +97,139 @@ def test_a_name_is_suggested_only_when_near_and_among_few() -> None:
     assert values.suggest("metods", ["methods", "match"]) == "did you mean `methods`?"
     assert values.suggest("budgets", ["agents", "rules"]) == ""
     assert values.suggest("name-1", [f"name-{n}" for n in range(2000)]) == ""
+
+
+COUNT, SIZE, TIME = values.read_count_limit, values.read_size_limit, values.read_time_limit
+PLAIN = "write a plain number; 0 allows nothing"
+SIZES_HINT = "write 10MB, 10MiB, 500kB or 512B; 0 allows nothing"
+TIMES_HINT = "write 30s, 5m, 2h or 1d; 0 allows nothing"
+NONE = "leave the line out if there is no limit"
+BAD_LIMITS: dict[str, tuple[Any, Any, str, str]] = {
+    "negative": (COUNT, -1, "`-1`", PLAIN),
+    "true": (COUNT, True, "`true`", PLAIN),
+    "false": (COUNT, False, "`false`", PLAIN),
+    "a float": (COUNT, 1.5, "`1.5`", PLAIN),
+    "a whole float": (COUNT, 10.0, "`10.0`", PLAIN),
+    "not a number": (COUNT, float("nan"), "`.nan`", PLAIN),
+    "infinite": (COUNT, float("inf"), "`.inf`", NONE),
+    "infinite below": (COUNT, float("-inf"), "`-.inf`", PLAIN),
+    "2^53": (COUNT, 2**53, "`9007199254740992`", NONE),
+    "2^60": (COUNT, 2**60, "`1152921504606846976`", NONE),
+    "words": (COUNT, "ten", "`ten`", PLAIN),
+    "quoted": (COUNT, "10", '`"10"`', "write it without quotes"),
+    "digits of another script": (COUNT, "١٠", "`١٠`", PLAIN),
+    "a size for a count": (COUNT, "10MB", "`10MB`", PLAIN),
+    "a list": (COUNT, [1], "a list", PLAIN),
+    "a map": (COUNT, {"a": 1}, "a map", PLAIN),
+    "no size": (SIZE, "plenty", "`plenty`", SIZES_HINT),
+    "an empty size": (SIZE, "", '`""`', SIZES_HINT),
+    "a negative size": (SIZE, "-5MB", "`-5MB`", SIZES_HINT),
+    "a negative number for a size": (SIZE, -5, "`-5`", SIZES_HINT),
+    "a part of a size": (SIZE, "1.5MB", "`1.5MB`", SIZES_HINT),
+    "a float for a size": (SIZE, 1.5, "`1.5`", SIZES_HINT),
+    "zero as a float": (SIZE, 0.0, "`0.0`", SIZES_HINT),
+    "false for a size": (SIZE, False, "`false`", SIZES_HINT),
+    "a size of NaN": (SIZE, float("nan"), "`.nan`", SIZES_HINT),
+    "a size beyond 2^53": (SIZE, "9007199254740992B", "`9007199254740992B`", SIZES_HINT),
+    "a number beyond 2^53 for a size": (SIZE, 2**60, "`1152921504606846976`", NONE),
+    "no time": (TIME, "soon", "`soon`", TIMES_HINT),
+    "a negative time": (TIME, "-2h", "`-2h`", TIMES_HINT),
+    "a time of true": (TIME, True, "`true`", TIMES_HINT),
+    "a time beyond 2^53": (TIME, "104249991375d", "`104249991375d`", TIMES_HINT),
+}
+
+
+@pytest.mark.parametrize(("read", "value", "shown", "hint"), BAD_LIMITS.values(), ids=BAD_LIMITS)
+def test_a_bad_limit_is_ap609(read: Any, value: Any, shown: str, hint: str) -> None:
+    with pytest.raises(Unfit) as caught:
+        read(value)
+    expected = {
+        COUNT: "a whole number from 0 to 2^53-1",
+        SIZE: "a size from 0 to 2^53-1 bytes",
+        TIME: "a time from 0 to 2^53-1 ms",
+    }[read]
+    said = caught.value
+    assert (said.code, said.message, said.hint) == (
+        "AP609",
+        f"expected {expected}, not {shown}",
+        hint,
+    )
+
+
+UNITLESS: dict[str, tuple[Any, Any, str]] = {
+    "bytes": (SIZE, 200, "`200` has no unit"),
+    "quoted bytes": (SIZE, "200", "`200` has no unit"),
+    "milliseconds": (TIME, 2, "`2` has no unit"),
+    "bits": (SIZE, "10Mb", "`Mb` is not a unit of size"),
+    "a time for a size": (SIZE, "2h", "`h` is not a unit of size"),
+    "a month": (TIME, "1M", "`M` is not a unit of time"),
+    "a share": (values.read_percent, 80, "`80` has no unit"),
+    "a fraction": (values.read_percent, 0.8, "`0.8` has no unit"),
+}
+
+
+@pytest.mark.parametrize(("read", "value", "message"), UNITLESS.values(), ids=UNITLESS)
+def test_a_unit_that_is_missing_is_ap008(read: Any, value: Any, message: str) -> None:
+    with pytest.raises(Unfit) as caught:
+        read(value)
+    assert (caught.value.code, caught.value.message) == ("AP008", message)
+    assert caught.value.hint
+
+
+def test_nothing_needs_no_unit() -> None:
+    assert COUNT(0) == SIZE(0) == SIZE("0B") == TIME(0) == TIME("0s") == 0
+
+
+@given(st.integers(0, 2**53 - 1))
+def test_every_integer_up_to_the_bound_is_a_limit(limit: int) -> None:
+    assert COUNT(limit) == SIZE(f"{limit}B") == TIME(f"{limit}ms") == limit
+
+
+odd = st.one_of(
+    st.integers(max_value=-1),
+    st.integers(min_value=2**53),
+    st.floats(),
+    st.booleans(),
+    st.none(),
+    st.text(max_size=20),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)
+
+
+@given(st.sampled_from([COUNT, SIZE, TIME]), odd)
+def test_a_limit_is_an_integer_in_range_or_a_finding(read: Any, value: Any) -> None:
+    refused: Unfit | None = None
+    try:
+        limit = read(value)
+    except Unfit as unfit:
+        refused = unfit
+    if refused is None:
+        assert type(limit) is int
+        assert 0 <= limit < 2**53
+        assert isinstance(value, str)
+    else:
+        assert refused.code in {"AP008", "AP609"}
+        assert refused.message
+        assert refused.hint
+
+
+@pytest.mark.parametrize("percent", [1, 80, 100])
+def test_a_share_is_a_whole_percentage(percent: int) -> None:
+    assert values.read_percent(f"{percent}%") == percent
+
+
+@pytest.mark.parametrize("value", ["0%", "101%", "99.5%", "80 %", "-1%", "%", "", True, None, []])
+def test_another_share_is_refused(value: Any) -> None:
+    with pytest.raises(Unfit, match="expected a whole percentage") as caught:
+        values.read_percent(value)
+    assert (caught.value.code, caught.value.hint) == ("AP007", "write `80%`")
+
+
+def test_a_window_is_some_time_and_not_forever() -> None:
+    assert values.read_window("1d") == 86_400_000
+    assert values.read_window("36500d") == 36_500 * 86_400_000
+    for value in ("0s", "36501d", "daily"):
+        with pytest.raises(Unfit) as caught:
+            values.read_window(value)
+        assert caught.value.code == "AP007"

@@ -19,7 +19,7 @@ from audit.fields import STATES
 
 STANDINGS_MAX = 50_000
 WINDOW = b'"window"'  # the unit whose value may move either way
-_TEXT = rb'"((?:[^"\\]|\\.)*+)"'
+_TEXT = rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"'
 _AMOUNT = re.compile(rb'"account":%s,"amount":[0-9]++,"unit":%s' % (_TEXT, _TEXT))
 _UNIT = re.compile(rb'"unit":%s' % _TEXT)
 _RANK = {word.encode(): rank for rank, word in enumerate(STATES)}

@@ -84,8 +84,8 @@ def open_journal(settings: Settings) -> Iterator[Journal]:
     try:
         ask(settings.control_socket, "ping")
     except ServerNotRunning as absent:
-        with _open_writer(settings, absent) as journal:
-            yield journal
+        with take_log(settings, absent) as writer:
+            yield _journal(settings, writer)
     except CommandRefused as error:
         raise ChangeUnrecorded(str(error)) from error
     else:
@@ -100,7 +100,12 @@ def _tell_server(settings: Settings, change: Change) -> None:
 
 
 @contextmanager
-def _open_writer(settings: Settings, absent: ServerNotRunning) -> Iterator[Journal]:
+def take_log(settings: Settings, absent: ServerNotRunning) -> Iterator[Writer]:
+    """The log, verified and locked, for a command that has no server to ask.
+
+    Raises:
+        ChangeUnrecorded: nothing can be recorded there.
+    """
     try:
         writer = Writer.open(
             settings.log_folder, software=describe_software(), heartbeat_s=settings.heartbeat_s
@@ -115,17 +120,20 @@ def _open_writer(settings: Settings, absent: ServerNotRunning) -> Iterator[Journ
         ) from error
     except LogUnavailable as error:
         raise ChangeUnrecorded(f"{error}; nothing can be recorded there") from error
+    try:
+        yield writer
+    finally:
+        writer.close()
 
+
+def _journal(settings: Settings, writer: Writer) -> Journal:
     def record(change: Change) -> None:
         try:
             writer.store_blocking(describe_change(change), RECORD_TIMEOUT_S)
         except (LogUnavailable, EventRefused) as error:
             raise ChangeUnrecorded(f"`{settings.log_folder}`: {error}") from error
 
-    try:
-        yield record
-    finally:
-        writer.close()
+    return record
 
 
 def _read_change(arguments: Mapping[str, Any]) -> Change:

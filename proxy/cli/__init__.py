@@ -30,6 +30,8 @@ COMMANDS = {
     "init": Lazy("proxy.cli.init", "init", "Make policies.yaml and the state directory."),
     "serve": Lazy("proxy.cli.serve", "serve", "Run the proxy."),
     "agent": Lazy("proxy.cli.agent", "agent", "Issue and withdraw the agents' proxy credentials."),
+    "budget": Lazy("proxy.cli.budget", "budget", "See what agents have spent, and raise limits."),
+    "halt": Lazy("proxy.cli.halt", "halt", "Stop an agent for good."),
     "policy": Lazy("proxy.cli.policy", "policy", "Check policy files, explain decisions."),
     "audit": Lazy("audit.cli", "audit", "Check, read and export the record."),
     "doctor": Lazy("proxy.cli.doctor", "doctor", "Check everything the proxy stands on."),

@@ -5,9 +5,7 @@ Rule 2: a revocation is made even where it cannot be recorded, and then says so:
 """
 
 import json
-import os
-import pwd
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,6 +16,7 @@ from proxy.changes import Action, Change, ChangeUnrecorded, Journal, open_journa
 from proxy.cli.options import (
     Parsed,
     Refused,
+    describe_user,
     json_option,
     listen_option,
     option,
@@ -30,6 +29,8 @@ from proxy.cli.options import (
 from proxy.credentials import Credential, CredentialStore, CredentialsUnusable, Issued
 from proxy.environment import format_proxy_exports, format_proxy_url
 from proxy.settings import Endpoint, Settings
+
+_UNKNOWN = "unknown"  # the state of an agent, where nobody can tell
 
 
 @click.group(
@@ -80,7 +81,7 @@ def add(name: str, *, expires: timedelta, **options: Any) -> None:
         except OverflowError as error:
             raise ValueError(f"`{expires}` is too long; `never` is forever") from error
 
-    issued = _issue(settings, store, "add", change)
+    issued = _issue(settings, store, "add", name, change)
     _show_token(issued, options["listen"], as_json=options["as_json"])
     _warn_if_unknown(settings, name)
 
@@ -114,7 +115,11 @@ def rotate(name: str, *, overlap: timedelta, **options: Any) -> None:
     settings = Settings(state=options["state"])
     store = CredentialStore(settings.credentials_file)
     now = read_now()
-    issued = _issue(settings, store, "rotate", lambda: store.rotate(name, now=now, overlap=overlap))
+
+    def change() -> Issued:
+        return store.rotate(name, now=now, overlap=overlap)
+
+    issued = _issue(settings, store, "rotate", name, change)
     _show_token(issued, options["listen"], as_json=options["as_json"])
 
 
@@ -170,24 +175,56 @@ def list_command(*, as_json: bool, **options: Any) -> None:
         stored = CredentialStore(settings.credentials_file).list()
     except CredentialsUnusable as error:
         raise Refused(str(error)) from error
-    rows = [_describe(one, now) for one in stored]
+    rows = _add_states(settings, [_describe(one, now) for one in stored])
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
     if not rows:
         say(f"{settings.credentials_file}: no agent has a token; `tollkeeper agent add NAME`")
         return
-    _print_table(("agent", "id", "standing", "created", "expires"), rows)
+    _print_table(("agent", "id", "standing", "state", "created", "expires"), rows)
 
 
-def _issue(settings: Settings, store: CredentialStore, action: Action, change: Any) -> Issued:
+def _add_states(
+    settings: Settings, rows: list[dict[str, str | None]]
+) -> list[dict[str, str | None]]:
+    """The list is also there to see what is wrong, so it is shown where the log cannot be read."""
+    from proxy.oversight import OversightRefused, find_states
+
+    states: dict[str, str] | None = None
+    if rows:
+        try:
+            states = find_states(settings)
+        except OversightRefused as error:
+            say(f"note: the agents' states are not known: {error}")
+    rest = "active" if states is not None else _UNKNOWN
+    return [{**row, "state": (states or {}).get(str(row["agent"]), rest)} for row in rows]
+
+
+def _issue(
+    settings: Settings,
+    store: CredentialStore,
+    action: Action,
+    name: str,
+    change: Callable[[], Issued],
+) -> Issued:
     """Make a token and record it; a token that cannot be recorded is revoked and never seen."""
+    from proxy.oversight import OversightRefused, find_states  # 200 ms: pydantic
+
     try:
         with open_journal(settings) as journal:
-            issued: Issued = change()
+            halted = [one for one, state in find_states(settings).items() if state == "halted"]
+            if action == "add" and name in halted:
+                raise ValueError(
+                    f"`{name}` is halted, and halted ids are never used again; add the agent under"
+                    " a new id, in the policy file too"
+                )
+            issued = change()
             _record(journal, issued.credential, action, store)
+            if issued.credential.agent in halted:
+                say(f"note: `{issued.credential.agent}` is halted: no token of it opens anything")
             return issued
-    except (ValueError, CredentialsUnusable, ChangeUnrecorded) as error:
+    except (ValueError, CredentialsUnusable, ChangeUnrecorded, OversightRefused) as error:
         raise Refused(str(error)) from error
 
 
@@ -195,7 +232,7 @@ def _record(
     journal: Journal, credential: Credential, action: Action, store: CredentialStore
 ) -> None:
     try:
-        journal(Change(credential.agent, action, _who(), credential.session))
+        journal(Change(credential.agent, action, describe_user(), credential.session))
     except ChangeUnrecorded as error:
         with suppress(ValueError):
             store.revoke(credential.id, now=read_now())
@@ -209,18 +246,10 @@ def _record_revocation(settings: Settings, revoked: Sequence[Credential]) -> str
     try:
         with open_journal(settings) as journal:
             for session in dict.fromkeys(one.session for one in revoked):
-                journal(Change(revoked[0].agent, "revoke", _who(), session))
+                journal(Change(revoked[0].agent, "revoke", describe_user(), session))
     except ChangeUnrecorded as error:
         return str(error)
     return ""
-
-
-def _who() -> str:
-    """Who runs the command: `cli:<user>`."""
-    try:
-        return f"cli:{pwd.getpwuid(os.getuid()).pw_name}"
-    except KeyError:  # containers run as ids without a name
-        return f"cli:{os.getuid()}"
 
 
 def _show_token(issued: Issued, listen: Endpoint, *, as_json: bool) -> None:

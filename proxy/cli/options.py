@@ -4,6 +4,8 @@ Each option names its variable itself. click's automatic names would contain the
 deployment sets TOLLKEEPER_STATE once for all of them (SPEC section 2).
 """
 
+import os
+import pwd
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -131,6 +133,14 @@ def listen_option(text: str = "Address and port of the proxy.") -> Decorator:
     )
 
 
+def describe_user() -> str:
+    """Who runs the command, as records name them: `cli:<user>`."""
+    try:
+        return f"cli:{pwd.getpwuid(os.getuid()).pw_name}"
+    except KeyError:  # containers run as ids without a name
+        return f"cli:{os.getuid()}"
+
+
 def say(text: str) -> None:
     """Talk: to stderr, so that stdout stays data."""
     click.echo(text, err=True)
@@ -140,6 +150,7 @@ __all__ = [
     "Endpoint",
     "Parsed",
     "Refused",
+    "describe_user",
     "group_option",
     "json_option",
     "listen_option",

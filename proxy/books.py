@@ -91,8 +91,8 @@ class Books:
         path = settings.state / "ledger.db"
         ledger, found = open_ledger(path, self.folded, deadline_s=settings.ledger_deadline_s)
         self._close = ledger.close
-        if found:
-            accounts = len(self.folded.accounts)
+        accounts = len(self.folded.accounts)
+        if found and (accounts or found != "missing"):  # else it is simply the first one
             log.warning("ledger-rebuilt", ledger=str(path), cause=_CAUSES[found], accounts=accounts)
         return ledger
 

@@ -78,6 +78,7 @@ class SqliteLedger:
         self._table = Table(self._connection)
         try:
             self._table.check_schema()
+            self._connection.execute("PRAGMA synchronous = OFF")
         except (sqlite3.Error, DamagedRow) as error:
             self._connection.close()
             raise _unavailable(path, error) from error
@@ -340,11 +341,9 @@ def _write_out(book: Book) -> object:
 def _connect(path: Path, busy_s: float) -> sqlite3.Connection:
     """Never makes a file."""
     uri = f"{path.absolute().as_uri()}?mode=rw"
-    connection = sqlite3.connect(
+    return sqlite3.connect(
         uri, uri=True, timeout=busy_s, isolation_level=None, check_same_thread=False
     )
-    connection.execute("PRAGMA synchronous = OFF")
-    return connection
 
 
 def _identify(path: Path) -> tuple[int, int]:

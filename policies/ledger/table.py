@@ -15,7 +15,7 @@ import json
 import sqlite3
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from policies.budget import Account, Amount, Contract, State, Term, Threshold
 from policies.ledger import Book, Standing
@@ -40,6 +40,7 @@ CREATE TABLE standing (
 """
 _ACCOUNT = "SELECT budget, agent, session, contract, from_ms, first_ms, amounts, name FROM account"
 _encode = json.JSONEncoder(separators=(",", ":")).encode
+_scan = json.JSONDecoder().raw_decode  # what `loads` does besides costs as much again
 
 
 class DamagedRow(Exception):  # noqa: N818  named after the failure
@@ -185,7 +186,7 @@ def _write_standing(account: Account) -> _Key:
 def _read_account(row: tuple[str, str, str, str, int, int, str, str]) -> Account:
     budget, agent, session, contract, from_ms, first_ms, amounts, name = row
     try:
-        spent, held = json.loads(amounts)
+        spent, held = _decode(amounts)
         terms = _decode_contract(contract)
         return Account(
             budget, agent, session, terms, from_ms, first_ms, dict(spent), dict(held), name
@@ -198,8 +199,8 @@ def _read_reservation(
     decision_id: str, agent: str, session: str, amounts: str, gone: str
 ) -> Reservation:
     try:
-        held = tuple([Amount(*one) for one in json.loads(amounts)])
-        counted = tuple([Amount(*one) for one in json.loads(gone)])
+        held = tuple([Amount(*one) for one in _decode(amounts)])
+        counted = tuple([Amount(*one) for one in _decode(gone)])
     except (ValueError, TypeError) as error:
         raise DamagedRow(f"reservation `{decision_id}` does not read back: {error}") from error
     return Reservation(decision_id, agent, session, held, counted)
@@ -220,9 +221,16 @@ def _encode_contract(contract: Contract) -> str:
 
 @lru_cache(maxsize=4_096)
 def _decode_contract(text: str) -> Contract:
-    terms, window_ms, at = json.loads(text)
+    terms, window_ms, at = _decode(text)
     return Contract(
         {unit: Term(limit, filed) for unit, (limit, filed) in terms.items()},
         window_ms,
         tuple([Threshold(percent, do) for percent, do in at]),
     )
+
+
+def _decode(text: str) -> Any:  # whoever unpacks it checks the shape
+    value, end = _scan(text)
+    if end != len(text):
+        raise ValueError("something behind the end")
+    return value

@@ -34,6 +34,8 @@ from proxy.destination import Resolver, is_own
 from proxy.enforcer import Enforcer
 from proxy.generation import PolicyKeeper
 from proxy.metrics import Metrics
+from proxy.oversight import Oversight
+from proxy.oversight import Oversight
 from proxy.settings import DESCRIPTORS_SPARE, Endpoint, Settings
 from proxy.state import check_state, describe_software, is_blank
 from proxy.vocabulary import Stage
@@ -345,7 +347,15 @@ def list_commands(house: House) -> dict[str, Command]:
         current = house.status()
         return {"checks": dict(current.checks), "details": dict(current.details)}
 
-    return {"reload": reload, "status": status, COMMAND: answer_changes(house.writer)}
+    oversight = Oversight(
+        house.bookkeeper, house.credentials, lambda: house.keeper.generation.policy_set.agents
+    )
+    return {
+        "reload": reload,
+        "status": status,
+        COMMAND: answer_changes(house.writer),
+        **oversight.commands,
+    }
 
 
 def raise_descriptor_limit(needed: int) -> None:

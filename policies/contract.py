@@ -81,11 +81,21 @@ def list_pending(contract: Contract, budget: Budget | None) -> tuple[Pending, ..
 
 
 def accept(account: Account, budget: Budget | None, now_ms: int) -> Account:
-    """The account under what the file says now; what was spent stays spent."""
+    """The account under what the file says now; what was spent stays spent.
+
+    A limit that was raised by hand above what the file says stays, but not with another window:
+    there it would mean something else.
+    """
     contract = Contract() if budget is None else write_contract(budget)
-    began_ms = account.from_ms
-    if contract.window_ms != account.contract.window_ms:
+    began_ms, before = account.from_ms, account.contract
+    if contract.window_ms != before.window_ms:
         began_ms = begin_period(contract.window_ms, now_ms)
+    else:
+        terms = {
+            unit: replace(term, limit=max(term.limit, before.terms.get(unit, term).limit))
+            for unit, term in contract.terms.items()
+        }
+        contract = replace(contract, terms=terms)
     given = Account(account.budget, account.agent, account.session, contract, began_ms)
     return put(account, given)
 

@@ -164,7 +164,9 @@ class Laws:
 
     def rewind(self, ts: bytes, lost: Iterable[bytes]) -> None:
         """The writer lost the lines it had sealed behind `ts`, here in their order: they are as if
-        they had never been judged. What they made us forget stays forgotten."""
+        they had never been judged. What they made us forget stays forgotten, and states stay moved:
+        the process that moved them holds to that too.
+        """
         self.ts = ts
         for line in reversed(list(lost)):
             at = line.find(b'"ts":"') + 6
@@ -181,10 +183,8 @@ class Laws:
                 self.decisions.take(found["id"])
         elif kind == b"outcome":
             self.decisions.add(found["ref"])
-        elif kind == b"policy.load":
-            self.policies.discard(found["digest"])
         else:
-            self.standings.undo(found["agent"], found["from"])
+            self.policies.discard(found["digest"])
 
     def _judge_bytes(self, line: bytes, ts: bytes) -> Problem:
         if ts < self.ts:
@@ -287,7 +287,7 @@ class Laws:
         self._due = _later(ts, self._heartbeat * _HEARTBEATS_MISSING_MAX)
 
 
-_UNDONE = frozenset({b"decision", b"outcome", b"policy.load", b"state"})
+_UNDONE = frozenset({b"decision", b"outcome", b"policy.load"})
 _HEARTBEAT_MS_MAX = 86_400_000
 _EXPLAIN_SILENCE = frozenset({b"log.open", b"clock.step", b"recovery"})
 _MARKS = _EXPLAIN_SILENCE | {b"heartbeat"}  # behind a log.close there is only a log.open

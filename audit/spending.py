@@ -1,12 +1,14 @@
 """What must hold of records about budgets and states: their part of the laws. PURE.
 
     reserve [a requests 1, b bytes_in 4]   sorted, nothing twice      (decision, reserve, outcome)
-    state   active -> warned -> halted     only right, and from where the log left the agent
+    state   active -> warned -> halted     only right, and never left of where the log was
     budget.raise  from 100 to 200          a raise raises
 
 Rule 1: what spending may be (limits, periods, what was held) is not judged here: that takes the
         ledger's arithmetic, and the fold of the log does it (docs/records.md).
-Rule 2: memory is bounded. The first `STANDINGS_MAX` agents that left `active` are remembered by
+Rule 2: no law may keep a halt from being recorded. So where a state says it came from is not held
+        against the log: a record in between may have been lost to a full disk.
+Rule 3: memory is bounded. The first `STANDINGS_MAX` agents that left `active` are remembered by
         digest, so the length of a name does not count; writer and verifier remember alike.
 
 Form of the fields: audit/fields.py. Who asks: audit/laws.py.
@@ -51,7 +53,7 @@ def explain_raise(before: bytes, after: bytes | None, unit: bytes) -> str:
 
 
 class Standings:
-    """Where the log left each agent; who is not there is active."""
+    """The state the log left each agent in; who is not there counts as active."""
 
     __slots__ = ("_ranks",)
 
@@ -59,28 +61,16 @@ class Standings:
         self._ranks: dict[bytes, int] = {}
 
     def move(self, agent: bytes, before: bytes, after: bytes) -> str:
-        """Remember that an agent moved; why it may not have, or "".
-
-        Once the memory is full, an agent that is not in it may come from any state.
-        """
-        rank, key = _RANK[before], _digest(agent)
-        if _RANK[after] <= rank:
+        """Remember that an agent moved; why it may not have, or ""."""
+        rank, key = _RANK[after], _digest(agent)
+        if rank <= _RANK[before]:
             return f"a state moves from {before.decode()} to {after.decode()}: it only moves right"
-        full = len(self._ranks) >= STANDINGS_MAX
-        left = self._ranks.get(key, rank if full else 0)
-        if rank != left:
-            return f"a state moves from {before.decode()}, but the agent was {STATES[left]}"
-        if key in self._ranks or not full:
-            self._ranks[key] = _RANK[after]
+        left = self._ranks.get(key, 0)
+        if rank < left:
+            return f"a state moves to {after.decode()}, but the agent was {STATES[left]} already"
+        if key in self._ranks or len(self._ranks) < STANDINGS_MAX:
+            self._ranks[key] = rank
         return ""
-
-    def undo(self, agent: bytes, before: bytes) -> None:
-        """Take back the newest move, which was `before` this: its record was lost."""
-        key = _digest(agent)
-        if key in self._ranks:
-            self._ranks[key] = _RANK[before]
-            if not self._ranks[key]:
-                del self._ranks[key]
 
     def __len__(self) -> int:
         return len(self._ranks)

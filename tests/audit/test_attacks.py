@@ -314,8 +314,7 @@ TAMPERED: dict[str, Callable[[], Made]] = {
     "a halt that is taken back in the next run": lambda: chain(
         [*run(moved("active", "halted")), *run(moved("halted", "warned"))]
     ),
-    "a halt that is forgotten": of_run(moved("active", "halted"), moved("active", "halted")),
-    "a state from where the agent was not": of_run(moved("warned", "halted")),
+    "a halt that is forgotten": of_run(moved("active", "halted"), moved("active", "quarantined")),
     "a state of a word that is none": of_run(moved("active", "retired")),
     "a raise that lowers": of_run(raised(200, 100)),
     "a raise that raises nothing": of_run(raised(100, 100)),
@@ -381,6 +380,8 @@ VALID: dict[str, Callable[[], Made]] = {
     "a crash, then a clean end": lambda: chain([opened(), opened("crash"), CLOSED]),
     "a silence that a clock step explains": stepped,
     "spending": spending,
+    "a halt that is recorded again": of_run(moved("active", "halted"), moved("active", "halted")),
+    "a halt behind a record that a full disk lost": of_run(moved("warned", "halted")),
     "format 1": of_format_1(decision(1), outcome(1), decision(2, "deny"), HEARTBEAT),
     "format 1, then 2": lambda: chain(
         [

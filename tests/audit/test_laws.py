@@ -105,7 +105,7 @@ def test_a_rewind_takes_back_what_was_judged_in_between() -> None:
     assert len(laws.decisions) == 2
     again = [
         outcome(1), outcome(2), decision(4), decision(5), moved("warned", "halted"),
-        moved("active", "warned", agent="other"),
+        moved("active", "halted", agent="other"),
     ]  # fmt: skip
     for seq, line in enumerate(chain([*durable, *again])[len(durable) :], start=len(durable)):
         assert laws.judge(line, ts_place(seq)) is None
@@ -179,9 +179,9 @@ PROBLEMS: dict[str, tuple[tuple[Event | bytes, ...], str]] = {
         tuple(run(moved("halted", "warned"))),
         "a state moves from halted to warned: it only moves right",
     ),
-    "a state from elsewhere": (
-        tuple(run(moved("active", "halted"), moved("warned", "halted"))),
-        "a state moves from warned, but the agent was halted",
+    "a halt that is forgotten": (
+        tuple(run(moved("active", "halted"), moved("active", "warned"))),
+        "a state moves to warned, but the agent was halted already",
     ),
     "a raise that lowers": (tuple(run(raised(2, 1))), "`budget.raise` from 2 to 1 raises nothing"),
     "a snapshot out of order": (

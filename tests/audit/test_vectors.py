@@ -44,7 +44,7 @@ _CHOSEN = (
     "43 a reserve in the next run", "a reserve of nothing", "a denied request that reserves",
     "a reserve of a decision that is not sorted", "a settlement that names a unit twice",
     "a state that moves left", "a halt that is taken back in the next run",
-    "a halt that is forgotten", "a state from where the agent was not", "a raise that lowers",
+    "a halt that is forgotten", "a halt that is recorded again", "a raise that lowers",
     "a snapshot that names a limit twice",
 )  # fmt: skip
 

@@ -35,7 +35,6 @@ from proxy.enforcer import Enforcer
 from proxy.generation import PolicyKeeper
 from proxy.metrics import Metrics
 from proxy.oversight import Oversight
-from proxy.oversight import Oversight
 from proxy.settings import DESCRIPTORS_SPARE, Endpoint, Settings
 from proxy.state import check_state, describe_software, is_blank
 from proxy.vocabulary import Stage

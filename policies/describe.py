@@ -5,8 +5,11 @@ describe_field(rule, "match.host") -> "exactly one more label before `a.com`, â€
 
 from collections.abc import Iterable
 
+from policies.budget import BYTE_UNITS, WALL_TIME
+from policies.model import Obligations
 from policies.pattern import describe_host, describe_path
-from policies.rule import DestIp, Match, Predicate, Rule, Who, Window
+from policies.rule import Budget, DestIp, Match, Predicate, Rule, Who, Window
+from policies.values import spell_duration, spell_size
 
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
@@ -84,6 +87,27 @@ def describe_who(who: Who) -> str:
     names = [f"agent `{name}`" for name in sorted(who.agents)]
     names += [f"group `{name}`" for name in sorted(who.groups)]
     return " or ".join(names) or "nobody"
+
+
+def describe_cost(obligations: Obligations) -> str:
+    """What one allowed request takes, bytes and time excepted."""
+    steps, effort, risk = obligations.steps, obligations.effort, obligations.risk
+    return f"1 request, {steps} step{'s'[: steps != 1]}, {effort} effort, {risk} risk"
+
+
+def describe_budget(budget: Budget) -> str:
+    """A budget in one line: what has an account, window, limits, what happens on the way."""
+    limits = ", ".join(f"{unit} {describe_amount(unit, limit)}" for unit, limit in budget.limits)
+    window = f" every {spell_duration(budget.window_ms)}" if budget.window_ms else ""
+    marks = "".join(f"; {one.do} at {one.reached_percent}%" for one in budget.at)
+    return f"each {budget.each}{window}: {limits}{marks}"
+
+
+def describe_amount(unit: str, amount: int) -> str:
+    """So much of a unit of `budget.UNITS`, as a policy file has it."""
+    if unit in BYTE_UNITS:
+        return spell_size(amount)
+    return spell_duration(amount) if unit == WALL_TIME else str(amount)
 
 
 def _describe_match_field(match: Match, name: str) -> str:

@@ -4,7 +4,8 @@
 
 Rule 1: the decision is the engine's own, from the same call; nothing is judged a second way.
 Rule 2: a trace names every field of a rule: what it wants, what it got, true, false or unknown.
-Rule 3: traces are made when they are asked for. Asking costs microseconds for the rules that
+Rule 3: budgets are named, not read: what is left of them is the ledger's to say (`budget show`).
+Rule 4: traces are made when they are asked for. Asking costs microseconds for the rules that
         matched and a walk over all rules for those that did not.
 
 Text is for operators: it holds hosts, paths and rule ids that an agent must never see (SPEC 3).
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 from policies.canonical import strip_request_params
 from policies.compiled import compile_window
-from policies.describe import describe_field
+from policies.describe import describe_budget, describe_cost, describe_field
 from policies.engine import decide_with_tally
 from policies.host import format_authority
 from policies.match import Facts, check_dest_ip, compile_checks, compile_unless
@@ -26,7 +27,7 @@ from policies.model import Address, Decision, Principal, Request, Verdict
 from policies.outcome import FALSE, TRUE, UNKNOWN, Outcome
 from policies.policy_set import PolicySet
 from policies.reasons import REASONS
-from policies.rule import BODILESS_METHODS, Agent, Rule
+from policies.rule import BODILESS_METHODS, Agent, Budget, Rule
 from policies.tally import Tally
 
 NEAREST_MAX = 3
@@ -93,6 +94,17 @@ class Explanation:
         near = len(ranked[0].misses) + 1 if ranked else 0
         return tuple(trace for trace in ranked if len(trace.misses) <= near)
 
+    def suspended(self) -> tuple[Rule, ...]:
+        """The allow rules that match and do not count, as the agent is quarantined, by id."""
+        found = self.tally.suspended if self.tally else []
+        return tuple(sorted((compiled.rule for compiled in found), key=lambda rule: rule.id))
+
+    def budgets(self) -> tuple[Budget, ...]:
+        """The budgets an allowed request draws from; a denied one draws from none."""
+        if self.decision.verdict is Verdict.DENY:
+            return ()
+        return self.policy_set.budgets_of(self.principal.agent)
+
     def trace(self, rule: Rule) -> RuleTrace:
         """Every field of one rule of this policy set against this request."""
         facts = self.facts
@@ -114,6 +126,9 @@ class Explanation:
             "agent": self.principal.agent,
             "request": _format_request(self.request),
             "addresses": [str(address) for address in self.facts.addresses],
+            "cost": _cost_to_dict(decision),
+            "budgets": [_budget_to_dict(budget) for budget in self.budgets()],
+            "suspended": [rule.id for rule in self.suspended()],
             "matched": [_trace_to_dict(trace) for trace in self.matched()],
             "nearest": [_trace_to_dict(trace) for trace in self.nearest()],
         }
@@ -130,6 +145,11 @@ class Explanation:
         ]
         if decision.would is not None:
             lines.append(f"  would    {decision.would.verdict} {', '.join(decision.would.rules)}")
+        if decision.verdict is not Verdict.DENY:
+            lines.append(f"  cost     {describe_cost(decision.obligations)}, and bytes and time")
+        lines += [f"  budget   {one.id}, {describe_budget(one)}" for one in self.budgets()]
+        for rule in self.suspended():
+            lines += ["", f"suspended: {_format_rule(rule)}, quarantine does not keep it"]
         for trace in self.matched():
             lines += ["", f"matched: {_format_rule(trace.rule)}", *_format_fields(trace)]
         for trace in self.nearest():
@@ -148,15 +168,23 @@ def explain(
     addresses: tuple[Address, ...] | None,
     now: datetime,
     observe: bool = False,
+    keep_rules: frozenset[str] | None = None,
 ) -> Explanation:
     """Decide, and keep what is needed to say why.
 
     `addresses` None means "not resolved": the destination is taken to be public, unless it is an
-    IP literal, which is judged as what it is.
+    IP literal, which is judged as what it is. `keep_rules` as for `engine.decide`: those of the
+    policy set where the agent is quarantined.
     """
     known = _SOME_PUBLIC_ADDRESS if addresses is None else addresses
     decision, tally, facts = decide_with_tally(
-        request, principal, policy_set, addresses=known, now=now, observe=observe
+        request,
+        principal,
+        policy_set,
+        addresses=known,
+        now=now,
+        observe=observe,
+        keep_rules=keep_rules,
     )
     return Explanation(decision, request, principal, policy_set, facts, tally)
 
@@ -281,6 +309,24 @@ def _format_fields(trace: RuleTrace) -> list[str]:
         f"{one.expected}; got {one.got}" + (" (unknown)" if one.outcome == UNKNOWN else "")
         for one in trace.fields
     ]
+
+
+def _cost_to_dict(decision: Decision) -> dict[str, int] | None:
+    """What an allowed request takes; None of a denied one."""
+    owed = decision.obligations
+    if decision.verdict is Verdict.DENY:
+        return None
+    return {"requests": 1, "steps": owed.steps, "effort": owed.effort, "risk": owed.risk}
+
+
+def _budget_to_dict(budget: Budget) -> dict[str, Any]:
+    return {
+        "budget": budget.id,
+        "each": budget.each,
+        "limits": dict(budget.limits),
+        "window_ms": budget.window_ms,
+        "at": [{"reached_percent": one.reached_percent, "do": one.do} for one in budget.at],
+    }
 
 
 def _trace_to_dict(trace: RuleTrace) -> dict[str, Any]:

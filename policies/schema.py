@@ -1,226 +1,52 @@
 """The policy file as pydantic models: source of the validator, docs/policy.md and the JSON Schema.
 
 Rule 1: a key exists if and only if it is a field here; keys of later issues are unknown keys.
-Rule 2: no word of a finding comes from pydantic: every field reads its value with a function of
-        values.py, and problems.py words what pydantic itself refuses (unknown and missing keys).
+Rule 2: no word of a finding comes from pydantic: every field reads its value as scalars.py says,
+        and problems.py words what pydantic itself refuses (unknown and missing keys).
 Rule 3: what a model holds is compiled: patterns, networks, bytes, milliseconds.
 
 Keys: policy.md section 1, rows g and b. A key left out is None; compile.py knows the defaults.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-    PlainValidator,
-    ValidationError,
-    WithJsonSchema,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic_core import core_schema
 
 from policies import values
 from policies.model import ContractBroken
-from policies.node import Broken
-from policies.rule import (
-    ADDRESS_CLASSES,
-    METHODS,
-    HostPattern,
-    Network,
-    PathPattern,
-    Predicate,
+from policies.scalars import (
+    MANY,
+    Between,
+    Count,
+    CountLimit,
+    Day,
+    Destination,
+    Duration,
+    Flag,
+    Host,
+    Id,
+    Ids,
+    Method,
+    Moment,
+    Path,
+    Percent,
+    Period,
+    Points,
+    Port,
+    Range,
+    Regex,
+    Size,
+    SizeLimit,
+    Test,
+    Text,
+    TimeLimit,
+    Version,
+    choice,
+    reading,
 )
-
-
-def _reading(read: Callable[[Any], Any], **schema: Any) -> tuple[PlainValidator, WithJsonSchema]:
-    """The two halves of a field: how its value is read, and what an editor is told about it."""
-
-    def run(value: Any) -> Any:
-        if _holds_broken(value):
-            raise PydanticCustomError("broken", "reported before")
-        try:
-            return read(value)
-        except values.Unfit as unfit:
-            words = {"message": unfit.message, "hint": unfit.hint}
-            raise PydanticCustomError(
-                "unfit", "see context", words | {"code": unfit.code}
-            ) from None
-
-    return PlainValidator(run), WithJsonSchema(schema)
-
-
-def _holds_broken(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_holds_broken, value.values()))
-    return any(map(_holds_broken, value)) if isinstance(value, list) else isinstance(value, Broken)
-
-
-def _choice(*choices: str) -> tuple[PlainValidator, WithJsonSchema]:
-    return _reading(lambda value: values.read_choice(value, choices), enum=list(choices))
-
-
-class _OneOrMany:
-    """In the JSON Schema: one item, or a list of them."""
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        many = handler(schema)
-        return {"anyOf": [many["items"], many]}
-
-
-def _listify(value: Any) -> Any:
-    """A scalar is a list of one; a map stays what it is and is refused as an item of the list."""
-    return tuple(value) if isinstance(value, list) else (value,)
-
-
-def _read_between(value: Any) -> tuple[int, int]:
-    if not isinstance(value, list) or len(value) != 2:
-        hint = 'write ["08:00", "18:00"]'
-        raise values.Unfit("AP007", f"expected two times of day, not {values.show(value)}", hint)
-    opens, closes = (values.read_minute(item) for item in value)
-    if opens == 24 * 60:
-        raise values.Unfit("AP007", "a day does not open at `24:00`", 'write "00:00"')
-    if opens == closes:
-        raise values.Unfit(
-            "AP204", "this window is never open", 'write ["00:00", "24:00"] for all day'
-        )
-    return opens, closes
-
-
-_PREDICATES = ("one_of", "prefix", "suffix", "re", "present", "absent")
-
-
-def _read_predicate(value: Any) -> Predicate:
-    if not isinstance(value, dict):
-        return Predicate("exact", (_read_exact(value),))
-    hint = f"write a text, or a map with one of {', '.join(_PREDICATES)}"
-    if len(value) != 1:
-        raise values.Unfit("AP007", f"expected one test, not {len(value)}", hint)
-    ((kind, operand),) = value.items()
-    if kind == "one_of":
-        entries = operand if isinstance(operand, list) else [operand]
-        if not entries:
-            raise values.Unfit("AP204", "an empty `one_of` matches nothing", "list the values")
-        return Predicate("one_of", tuple(sorted({_read_exact(entry) for entry in entries})))
-    if kind in {"present", "absent"}:
-        values.read_true(operand)
-        return Predicate(kind)
-    if kind == "re":
-        return Predicate("re", (values.read_regex(operand),))
-    if kind in {"prefix", "suffix"}:
-        return Predicate(kind, (values.read_text(operand),))
-    hint = values.suggest(kind, _PREDICATES) or hint
-    raise values.Unfit("AP006", f"unknown test `{kind}`", hint)
-
-
-def _read_exact(value: Any) -> str:
-    """Text, or a whole number as it is written; true and false are not values of a query."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return values.read_text(value)
-
-
-_MANY = (BeforeValidator(_listify), _OneOrMany())
-_ID = {"type": "string", "pattern": r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"}
-_TEST_SCHEMA: dict[str, Any] = {
-    "anyOf": [
-        {"type": ["string", "integer"]},
-        {
-            "type": "object",
-            "additionalProperties": False,
-            "minProperties": 1,
-            "maxProperties": 1,
-            "properties": {
-                "one_of": {"type": ["array", "string", "integer"]},
-                "prefix": {"type": "string"},
-                "suffix": {"type": "string"},
-                "re": {"type": "string"},
-                "present": {"const": True},
-                "absent": {"const": True},
-            },
-        },
-    ]
-}
-
-type Id = Annotated[str, *_reading(values.read_id, **_ID)]
-type Ids = Annotated[tuple[Id, ...], *_MANY]
-type Text = Annotated[str, *_reading(values.read_text, type="string")]
-type Flag = Annotated[bool, *_reading(values.read_flag, type="boolean")]
-type Count = Annotated[int, *_reading(values.read_count, type="integer", minimum=1)]
-type Size = Annotated[
-    int, *_reading(values.read_size, type="string", pattern="^[0-9]+ ?([kKMGT]i?)?B$")
-]
-type Duration = Annotated[
-    int, *_reading(values.read_duration, type="string", pattern="^[0-9]+ ?(ms|s|m|h|d)$")
-]
-type CountLimit = Annotated[
-    int,
-    *_reading(values.read_count_limit, type="integer", minimum=0, maximum=values.INTEGER_MAX),
-]
-type SizeLimit = Annotated[
-    int,
-    *_reading(
-        values.read_size_limit,
-        anyOf=[{"const": 0}, {"type": "string", "pattern": "^[0-9]+ ?([kKMGT]i?)?B$"}],
-    ),
-]
-type TimeLimit = Annotated[
-    int,
-    *_reading(
-        values.read_time_limit,
-        anyOf=[{"const": 0}, {"type": "string", "pattern": "^[0-9]+ ?(ms|s|m|h|d)$"}],
-    ),
-]
-type Points = Annotated[
-    int,
-    *_reading(lambda value: values.read_count(value, 0), type="integer", minimum=0),
-]
-type Percent = Annotated[
-    int, *_reading(values.read_percent, type="string", pattern="^([1-9][0-9]?|100)%$")
-]
-type Period = Annotated[
-    int, *_reading(values.read_window, type="string", pattern="^[0-9]+ ?(ms|s|m|h|d)$")
-]
-type Moment = Annotated[datetime, *_reading(values.read_moment, type="string")]
-type Host = Annotated[HostPattern, *_reading(values.read_host, type="string")]
-type Path = Annotated[PathPattern, *_reading(values.read_path, type="string", pattern="^/")]
-type Regex = Annotated[str, *_reading(values.read_regex, type="string")]
-type Range = Annotated[Network, *_reading(values.read_network, type="string")]
-type Destination = Annotated[
-    str | Network,
-    *_reading(
-        values.read_destination,
-        anyOf=[{"enum": sorted(ADDRESS_CLASSES)}, {"type": "string", "pattern": "[.:]"}],
-    ),
-]
-type Method = Annotated[str, *_reading(values.read_method, enum=sorted(METHODS))]
-type Port = Annotated[
-    int,
-    *_reading(
-        lambda value: values.read_count(value, 1, 65535), type="integer", minimum=1, maximum=65535
-    ),
-]
-type Day = Annotated[int, *_reading(values.read_day, enum=list(values.DAYS))]
-type Between = Annotated[
-    tuple[int, int],
-    *_reading(
-        _read_between,
-        type="array",
-        items={"type": "string", "pattern": "^([01][0-9]|2[0-4]):[0-5][0-9]$"},
-        minItems=2,
-        maxItems=2,
-    ),
-]
-type Test = Annotated[Predicate, *_reading(_read_predicate, **_TEST_SCHEMA)]
-type Version = Annotated[int, *_reading(values.read_version, const=1)]
 
 
 class Section(BaseModel):
@@ -241,23 +67,23 @@ class WhoSection(Section):
 class MatchSection(Section):
     """Which requests. Every key that is given must hold; within one key any entry is enough."""
 
-    host: Annotated[tuple[Host, ...], *_MANY] | None = Field(
+    host: Annotated[tuple[Host, ...], *MANY] | None = Field(
         None,
         description="`a.com` exactly, `*.a.com` one label more, `**.a.com` one or more, an address",
     )
-    scheme: Annotated[tuple[Annotated[str, *_choice("https", "http")], ...], *_MANY] | None = Field(
+    scheme: Annotated[tuple[Annotated[str, *choice("https", "http")], ...], *MANY] | None = Field(
         None, description="`https` (default in allow rules) or `http`"
     )
-    port: Annotated[tuple[Port, ...], *_MANY] | None = Field(
+    port: Annotated[tuple[Port, ...], *MANY] | None = Field(
         None, description="443 by default in allow rules"
     )
-    methods: Annotated[tuple[Method, ...], *_MANY] | None = Field(
+    methods: Annotated[tuple[Method, ...], *MANY] | None = Field(
         None, description="left out: every known method"
     )
-    path: Annotated[tuple[Path, ...], *_MANY] | None = Field(
+    path: Annotated[tuple[Path, ...], *MANY] | None = Field(
         None, description="segments: text, `*`, `report-*.pdf`, `{x:int}`, `{x:uuid}`, final `**`"
     )
-    path_re: Annotated[tuple[Regex, ...], *_MANY] | None = Field(
+    path_re: Annotated[tuple[Regex, ...], *MANY] | None = Field(
         None, description="RE2 expression for the whole path"
     )
     query: dict[str, Test] | None = Field(None, description="tests of query values, by key")
@@ -269,7 +95,7 @@ class MatchSection(Section):
     body: Flag | None = Field(
         None, description="true: an allow also covers GET, HEAD, DELETE, OPTIONS with a body"
     )
-    dest_ip: Annotated[tuple[Destination, ...], *_MANY] | None = Field(
+    dest_ip: Annotated[tuple[Destination, ...], *MANY] | None = Field(
         None, description="ranges or classes of addresses; in an allow it opens them"
     )
 
@@ -277,7 +103,7 @@ class MatchSection(Section):
 class WhenSection(Section):
     """At which times, by the wall clock of `defaults.timezone`."""
 
-    days: Annotated[tuple[Day, ...], *_MANY] | None = Field(None, description="days of the week")
+    days: Annotated[tuple[Day, ...], *MANY] | None = Field(None, description="days of the week")
     between: Between | None = Field(
         None, description='opening and closing time, ["18:00", "08:00"] spans midnight'
     )
@@ -291,13 +117,13 @@ class WithSection(Section):
     rate: Ids | None = Field(None, description="ids of `rates:`; all of them apply")
     max_request: Size | None = Field(None, description="largest request body")
     max_response: Size | None = Field(None, description="largest response; longer ones are cut")
-    capture: Annotated[str, *_choice("metadata", "request", "request_response")] | None = Field(
+    capture: Annotated[str, *choice("metadata", "request", "request_response")] | None = Field(
         None, description="how much of the exchange is recorded"
     )
-    redact_path: Annotated[tuple[Count, ...], *_MANY] | None = Field(
+    redact_path: Annotated[tuple[Count, ...], *MANY] | None = Field(
         None, description="numbers of path segments (from 1) that the record hides"
     )
-    path_params: Annotated[str, *_choice("refuse", "strip", "keep")] | None = Field(
+    path_params: Annotated[str, *choice("refuse", "strip", "keep")] | None = Field(
         None, description="what happens to `;params` in the path; `refuse` by default"
     )
     show_budget: Flag | None = Field(
@@ -318,8 +144,8 @@ class RuleSection(Section):
 
     id: Id = Field(description="unique name; records and findings cite it")
     description: Text | None = Field(None, description="for people")
-    verdict: Annotated[str, *_choice("allow", "deny")] = Field(description="`allow` or `deny`")
-    mode: Annotated[str, *_choice("shadow")] | None = Field(
+    verdict: Annotated[str, *choice("allow", "deny")] = Field(description="`allow` or `deny`")
+    mode: Annotated[str, *choice("shadow")] | None = Field(
         None, description="`shadow`: recorded as what would happen, never enforced"
     )
     who: WhoSection | None = Field(None, description="which agents; left out: all")
@@ -333,7 +159,7 @@ class RuleSection(Section):
 class IdentitySection(Section):
     """How an agent is known."""
 
-    source: Annotated[tuple[Range, ...], *_MANY] = Field(
+    source: Annotated[tuple[Range, ...], *MANY] = Field(
         description="address ranges the agent calls from"
     )
 
@@ -350,7 +176,7 @@ class AgentSection(Section):
 class RateSection(Section):
     """One rate, under its id. Refused calls do not use it up."""
 
-    each: Annotated[str, *_choice("agent", "session", "rule")] = Field(
+    each: Annotated[str, *choice("agent", "session", "rule")] = Field(
         description="what has a count of its own: `agent`, `session` or `rule`"
     )
     allow: Count = Field(description="number of requests")
@@ -378,7 +204,7 @@ class ThresholdSection(Section):
     """What happens to the agent once so much of any limit is spent. It never becomes undone."""
 
     reached: Percent = Field(description="`1%` to `100%` of a limit")
-    do: Annotated[str, *_choice("warn", "quarantine", "halt")] = Field(
+    do: Annotated[str, *choice("warn", "quarantine", "halt")] = Field(
         description="`warn`: only shown and recorded; `quarantine`: see there; `halt`: for good"
     )
 
@@ -386,7 +212,7 @@ class ThresholdSection(Section):
 class BudgetSection(Section):
     """One budget, under its id. Every agent it is for has an account of its own."""
 
-    each: Annotated[str, *_choice("agent", "session")] = Field(
+    each: Annotated[str, *choice("agent", "session")] = Field(
         description="what has an account: `agent`, or `session` (one `tollkeeper agent add`)"
     )
     who: WhoSection | None = Field(None, description="which agents; left out: all")
@@ -394,7 +220,7 @@ class BudgetSection(Section):
     window: Period | None = Field(
         None, description="filled again so often, counted from 1970 in UTC; left out: never"
     )
-    at: Annotated[tuple[ThresholdSection, ...], *_MANY] | None = Field(
+    at: Annotated[tuple[ThresholdSection, ...], *MANY] | None = Field(
         None, description="what happens on the way; at 100% requests are denied anyway"
     )
 
@@ -410,15 +236,15 @@ class QuarantineSection(Section):
 class DefaultsSection(Section):
     """What holds for the whole policy. There is no way to default to allow."""
 
-    timezone: Annotated[str, *_reading(values.read_timezone, type="string")] | None = Field(
+    timezone: Annotated[str, *reading(values.read_timezone, type="string")] | None = Field(
         None, description="IANA name for `when`; default UTC"
     )
     max_inspect_body: Size | None = Field(None, description="largest body looked into; 1MiB")
     explain_denials: Flag | None = Field(None, description="tell agents the reason; default true")
-    mode: Annotated[str, *_choice("enforce", "observe")] | None = Field(
+    mode: Annotated[str, *choice("enforce", "observe")] | None = Field(
         None, description="`observe` forwards what no rule allows; needs `serve --observe` too"
     )
-    on_bad_reload: Annotated[str, *_choice("hold", "deny")] | None = Field(
+    on_bad_reload: Annotated[str, *choice("hold", "deny")] | None = Field(
         None, description="a broken new file: `hold` the last good policy (default) or `deny` all"
     )
     stale_limit: Duration | None = Field(
@@ -434,7 +260,7 @@ class PolicyFile(Section):
 
     version: Version = Field(description="1")
     name: Text | None = Field(None, description="for people")
-    include: Annotated[tuple[Text, ...], *_MANY] | None = Field(
+    include: Annotated[tuple[Text, ...], *MANY] | None = Field(
         None, description="more files, beside or below this one"
     )
     defaults: DefaultsSection | None = Field(None, description="main file only")

@@ -42,7 +42,7 @@ _MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_00
 _SIZES, _TIMES = "10MB, 10MiB, 500kB or 512B", "30s, 5m, 2h or 1d"
 _SMALLEST = {"size": "bytes", "time": "ms"}
 _BOUNDLESS = "leave the line out if there is no limit"
-_PERCENT = re.compile(r"([0-9]{1,3})%")
+_PERCENT = re.compile(r"([1-9][0-9]?|100)%")
 _WINDOW_MS_MAX = 36_500 * 86_400_000
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 # stripped or folded into other fields before a rule is asked (model.Request.headers)
@@ -211,13 +211,31 @@ def _show_number(value: Any) -> str:
     return show(value)
 
 
+def spell_size(size_bytes: int) -> str:
+    """Bytes as `read_size` takes them, exactly, in the unit with the smallest number: `50MB`."""
+    return _spell_amount(size_bytes, _BYTES, "B")
+
+
+def spell_duration(duration_ms: int) -> str:
+    """Milliseconds as `read_duration` takes them, exactly: `2h`."""
+    return _spell_amount(duration_ms, _MILLISECONDS, "s")
+
+
+def _spell_amount(amount: int, units: dict[str, int], of_nothing: str) -> str:
+    if not amount:
+        return f"0{of_nothing}"
+    fitting = [(amount // size, unit) for unit, size in units.items() if amount % size == 0]
+    number, unit = min(fitting, key=lambda one: one[0])
+    return f"{number}{unit}"
+
+
 def read_percent(value: Any) -> int:
     """`80%`: 1 to 100, whole."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         near = f"write `{value}%`" if value in range(1, 101) and isinstance(value, int) else ""
         raise Unfit("AP008", f"{_show_number(value)} has no unit", near or "write `80%`")
     parts = _PERCENT.fullmatch(value) if isinstance(value, str) else None
-    if parts is None or not 1 <= int(parts[1]) <= 100:
+    if parts is None:
         message = f"expected a whole percentage from 1% to 100%, not {show(value)}"
         raise Unfit("AP007", message, "write `80%`")
     return int(parts[1])

@@ -6,6 +6,7 @@
 Rule 1: a request is read by the proxy's own canonicaliser and judged by the proxy's own engine.
 Rule 2: a recorded decision is explained under the policy that was in force, at its time. What the
         record does not hold (values of headers and of the query) is said to be missing.
+Rule 3: budgets are named and not read: what is left of them, `tollkeeper budget show` says.
 """
 
 import json
@@ -43,6 +44,7 @@ from proxy.settings import Settings
 
 _URL = re.compile(r"(https?)://([^/?#]*)[^#]*", re.IGNORECASE)
 _CLIENT = "127.0.0.1"  # recorded, never judged
+_BY_LEDGER = ("budget-exhausted", "halted", "ledger-unavailable")  # whatever the rules say
 _NOT_RECORDED = (
     "the record holds names only: header fields and values of the query are taken as absent,"
     " so a rule that looks at them may show differently"
@@ -54,6 +56,7 @@ _NOT_RECORDED = (
 Example:
   tollkeeper policy explain https://api.github.com/repos/acme/web --agent local
   tollkeeper policy explain -X POST -H "content-type: text/plain" https://api.github.com/gists
+  tollkeeper policy explain --quarantined https://api.github.com/repos/acme/web
   tollkeeper policy explain 17
   tollkeeper policy explain 9f2c41aa0d3b4c5e8f7a6b5c4d3e2f10 --json
 """
@@ -77,6 +80,12 @@ Example:
     multiple=True,
     metavar="IP",
     help="An answer of DNS for the host. Repeatable. Default: some public address.",
+)
+@option(
+    "--quarantined",
+    envvar="QUARANTINED",
+    is_flag=True,
+    help="As if the agent were quarantined: only `quarantine: { keep_rules }` count.",
 )
 @policies_option()
 @state_option()
@@ -112,6 +121,7 @@ def _explain_url(
     headers: Sequence[str],
     agent: str | None,
     addresses: Sequence[str],
+    quarantined: bool,
 ) -> tuple[Explanation | dict[str, str], list[str]]:
     policy_set = _compile(policies)
     request = _read_request(url, method, [_read_header(header) for header in headers])
@@ -126,6 +136,7 @@ def _explain_url(
         policy_set,
         addresses=answers or None,
         now=read_now(),
+        keep_rules=policy_set.keep_rules if quarantined else None,
     )
     return told, [] if answers else ["not resolved; the host is taken to have a public address"]
 
@@ -189,14 +200,18 @@ def _explain_record(
         remedy = REASONS[event["reason"]].remedy if event["reason"] in REASONS else "see the log"
         why = ", ".join(event.get("findings", ())) or "it was refused before any rule was asked"
         return {str(event["verdict"]): event["reason"], "because": why, "what to do": remedy}, notes
+    policy_set = _compile(settings.policy_archive / f"{digest}.yaml")
     told = explain_request(
         request,
         Principal(event["agent"]["id"], event["agent"].get("session", ""), event["client"]),
-        _compile(settings.policy_archive / f"{digest}.yaml"),
+        policy_set,
         addresses=_recorded_addresses(event) or None,
         now=datetime.fromisoformat(record.ts),
+        keep_rules=policy_set.keep_rules if event["reason"] == "quarantined" else None,
     )
     notes.append(_NOT_RECORDED)
+    if event["reason"] in _BY_LEDGER:
+        notes.append(f"the rules were not what denied it: {REASONS[event['reason']].remedy}")
     if event["stage"] == "connect":
         notes.append("it was a CONNECT: judged here as a GET of `/` at that destination")
     now = f"{told.decision.verdict}: {told.decision.reason}"

@@ -21,6 +21,7 @@ MAY: dict[str, set[str]] = {
     "policies/load.py": {"policies", "yaml"},
     "policies/lookalike.py": {"policies", "idna"},
     "policies/regex.py": {"policies", "re2"},
+    "policies/scalars.py": {"policies", "pydantic", "pydantic_core"},
     "policies/schema.py": {"policies", "pydantic", "pydantic_core"},
     "policies/target.py": {"policies", "ada_url"},
     "proxy/": {"proxy", "policies", "audit", "structlog"},

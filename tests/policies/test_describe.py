@@ -6,8 +6,17 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from policies.describe import describe_dest_ip, describe_field, describe_match, describe_predicate
-from policies.rule import DestIp, Match, Predicate, Rule, Who, Window, With
+from policies.budget import Threshold
+from policies.describe import (
+    describe_budget,
+    describe_cost,
+    describe_dest_ip,
+    describe_field,
+    describe_match,
+    describe_predicate,
+)
+from policies.model import Obligations
+from policies.rule import Budget, DestIp, Match, Predicate, Rule, Who, Window, With
 from tests.kit.policy_sets import allow, match
 
 FULL = allow(
@@ -92,3 +101,30 @@ def test_silence_about_parameters_means_none() -> None:
     assert describe_field(allow("r"), "with.path_params") == "no path parameters"
     days: Rule = allow("r", when=Window(ZoneInfo("UTC"), frozenset({6})))
     assert describe_field(days, "when.days") == "sun, UTC"
+
+
+BUDGETS = {
+    "each agent: requests 10": Budget("b", "agent", (("requests", 10),)),
+    "each session every 1d: bytes_out 50MB, wall_time 90m; warn at 80%; halt at 100%": Budget(
+        "b",
+        "session",
+        (("bytes_out", 50_000_000), ("wall_time", 5_400_000)),
+        None,
+        86_400_000,
+        (Threshold(80, "warn"), Threshold(100, "halt")),
+    ),
+    "each agent every 36h: bytes_in 0B, wall_time 0s": Budget(
+        "b", "agent", (("bytes_in", 0), ("wall_time", 0)), None, 129_600_000
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "budget"), BUDGETS.items(), ids=BUDGETS)
+def test_a_budget_can_be_said_in_a_line(words: str, budget: Budget) -> None:
+    assert describe_budget(budget) == words
+
+
+def test_a_cost_can_be_said() -> None:
+    assert describe_cost(Obligations()) == "1 request, 1 step, 1 effort, 0 risk"
+    owed = Obligations(steps=2, effort=3, risk=4)
+    assert describe_cost(owed) == "1 request, 2 steps, 3 effort, 4 risk"

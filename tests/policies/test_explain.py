@@ -8,7 +8,7 @@ from policies.explain import Explanation, explain
 from policies.model import Principal, Request
 from policies.outcome import FALSE
 from policies.policy_set import PolicySet
-from policies.rule import Predicate, Rule, Who, Window, With
+from policies.rule import Budget, Cost, Predicate, Rule, Who, Window, With
 from tests.kit.policy_sets import CODER, NOW, allow, ask, deny, get, match, policy
 
 READ = allow("read", "api.a.com", "/repos/**", "GET HEAD", line=12)
@@ -158,3 +158,44 @@ def test_the_json_form_is_json_and_complete() -> None:
     assert found["nearest"][0]["rule"] == "read"
     assert found["nearest"][0]["misses"] == ["match.methods"]
     assert found["matched"][0]["rule"] == "s"
+
+
+DAILY = Budget("daily", "agent", (("requests", 10),), None, 86_400_000)
+THEIRS = Budget("theirs", "agent", (("steps", 10),), Who(frozenset({"reviewer"})))
+
+
+def told_with_budgets(*rules: Rule, keep: frozenset[str] | None = None) -> Explanation:
+    rules_ = policy(*rules, budgets=(THEIRS, DAILY), keep_rules=keep or frozenset())
+    return explain(get(), CODER, rules_, addresses=None, now=NOW, keep_rules=keep)
+
+
+def test_an_allowed_request_names_its_cost_and_the_budgets_of_its_agent() -> None:
+    explanation = told_with_budgets(allow("r", cost=Cost(3, 4, 5)), allow("s"))
+    assert explanation.budgets() == (DAILY,)
+    text = explanation.render()
+    assert "cost     1 request, 4 steps, 5 effort, 5 risk" in text
+    assert "budget   daily, each agent every 1d: requests 10" in text
+    assert "theirs" not in text
+    found = json.loads(json.dumps(explanation.to_dict()))
+    assert found["cost"] == {"requests": 1, "steps": 4, "effort": 5, "risk": 5}
+    assert [one["budget"] for one in found["budgets"]] == ["daily"]
+    assert found["suspended"] == []
+
+
+def test_a_denied_request_names_no_budget() -> None:
+    explanation = told_with_budgets(deny("d"))
+    assert explanation.budgets() == ()
+    assert "budget" not in explanation.render()
+    assert "cost" not in explanation.render()
+    assert explanation.to_dict()["cost"] is None
+
+
+def test_rules_that_quarantine_suspends_are_shown_and_are_no_match() -> None:
+    explanation = told_with_budgets(allow("b", line=7), allow("a"), keep=frozenset())
+    assert explanation.decision.reason == "quarantined"
+    assert [rule.id for rule in explanation.suspended()] == ["a", "b"]
+    assert explanation.matched() == explanation.nearest() == ()
+    assert "suspended: rule `b` (allow, line 7), quarantine does not" in explanation.render()
+    kept = told_with_budgets(allow("b"), allow("a"), keep=frozenset({"a"}))
+    assert [trace.rule.id for trace in kept.matched()] == ["a"]
+    assert kept.to_dict()["suspended"] == ["b"]

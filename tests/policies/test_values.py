@@ -233,3 +233,20 @@ def test_a_window_is_some_time_and_not_forever() -> None:
         with pytest.raises(Unfit) as caught:
             values.read_window(value)
         assert caught.value.code == "AP007"
+
+
+@given(st.integers(0, 2**53 - 1))
+def test_what_is_spelt_is_read_back_as_it_was(amount: int) -> None:
+    assert SIZE(values.spell_size(amount)) == TIME(values.spell_duration(amount)) == amount
+
+
+SPELT = {
+    values.spell_size: ("0B", "999B", "50MB", "1GiB", "1500kB", "10MiB", "9007199254740991B"),
+    values.spell_duration: ("0s", "1ms", "1500ms", "90s", "90m", "2h", "1d", "36h"),
+}
+
+
+def test_the_unit_with_the_smallest_number_is_chosen() -> None:
+    for spell, texts in SPELT.items():
+        read = SIZE if spell is values.spell_size else TIME
+        assert tuple(spell(read(text)) for text in texts) == texts

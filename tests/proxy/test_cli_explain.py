@@ -223,3 +223,78 @@ def test_a_broken_line_is_no_source_of_truth() -> None:
     [segment] = Path("state/log").glob("*.jsonl")
     segment.write_bytes(segment.read_bytes().replace(b"/v1/x", b"/v1/y"))
     assert "the line is not a valid record" in complaint(invoke("policy", "explain", ID))
+
+
+# --- budgets and quarantine
+
+SPENDING = """
+budgets:
+  daily: { each: agent, window: 1d, limits: { requests: 1000, bytes_out: 50MB } }
+  careful:
+    { each: agent, who: { agents: coder }, limits: { risk: 3 }, at: { reached: 80%, do: warn } }
+quarantine: { keep_rules: [read] }
+"""
+
+
+def write_spending() -> None:
+    priced = POLICY.replace("path: /v1/** } }", "path: /v1/** }, cost: { steps: 2, risk: 1 } }")
+    Path("policies.yaml").write_text(priced + SPENDING)
+
+
+def test_an_allowed_request_says_what_it_costs_and_whom_it_charges() -> None:
+    write_spending()
+    result = invoke("policy", "explain", URL, "--agent", "coder")
+    lines = result.stdout.splitlines()
+    assert "  cost     1 request, 2 steps, 1 effort, 1 risk, and bytes and time" in lines
+    assert "  budget   careful, each agent: risk 3; warn at 80%" in lines
+    assert "  budget   daily, each agent every 1d: requests 1000, bytes_out 50MB" in lines
+    told = explain(URL, "--agent", "local")
+    assert told["cost"] == {"requests": 1, "steps": 2, "effort": 1, "risk": 1}
+    assert told["budgets"] == [
+        {
+            "budget": "daily",
+            "each": "agent",
+            "limits": {"requests": 1000, "bytes_out": 50_000_000},
+            "window_ms": 86_400_000,
+            "at": [],
+        }
+    ]
+
+
+def test_a_denied_request_costs_nothing() -> None:
+    write_spending()
+    told = explain("-X", "POST", URL, "--agent", "coder")
+    assert (told["cost"], told["budgets"]) == (None, [])
+
+
+def test_quarantine_can_be_tried_out() -> None:
+    write_spending()
+    assert explain(URL, "--agent", "coder", "--quarantined")["verdict"] == "allow"
+    words = ("--agent", "coder", "--address", "10.1.2.3", "https://db.example.com/")
+    header = ("-H", "X-Team: blue")
+    assert explain(*words, *header)["verdict"] == "allow"
+    told = explain(*words, *header, "--quarantined")
+    assert (told["verdict"], told["reason"]) == ("deny", "quarantined")
+    assert told["suspended"] == ["inside"]
+    shown = invoke("policy", "explain", *words, *header, "--quarantined").stdout
+    assert "suspended: rule `inside` (allow, line 7), quarantine does not keep it" in shown
+
+
+def test_a_recorded_quarantine_is_explained_as_one() -> None:
+    write_spending()
+    target = {"host": "api.example.com", "port": 443, "method": "GET", "path": "/other"}
+    policy = {"digest": "", "rules": [], "serial": 1}
+    record(decide(target=target, verdict="deny", reason="quarantined", policy=policy))
+    result = invoke("policy", "explain", ID)
+    assert result.stdout.startswith("deny: quarantined")
+    assert "the rules give" not in result.stderr
+
+
+def test_a_decision_of_the_ledger_is_not_blamed_on_the_rules() -> None:
+    write_spending()
+    policy = {"digest": "", "rules": ["read"], "serial": 1}
+    record(decide(verdict="deny", reason="budget-exhausted", policy=policy))
+    result = invoke("policy", "explain", ID)
+    assert "the rules were not what denied it: `tollkeeper budget show`" in result.stderr
+    assert "with what is recorded, the rules give allow: allowed" in result.stderr
+    assert "budget   daily, each agent every 1d" in result.stdout

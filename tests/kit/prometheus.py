@@ -18,6 +18,7 @@ global: {{ scrape_interval: {interval}, evaluation_interval: {interval} }}
 rule_files: {rules}
 scrape_configs:
   - job_name: tollkeeper
+    authorization: {{ type: Bearer, credentials_file: "{token_file}" }}
     static_configs: [ {{ targets: ["{target}"] }} ]
 """
 
@@ -52,12 +53,20 @@ class Prometheus:
     """Start with `with`; waits until it answers. Stores below `folder`, listens on loopback."""
 
     def __init__(
-        self, folder: Path, target: str, *, rules: Sequence[Path] = (), interval: str = "1s"
+        self,
+        folder: Path,
+        target: str,
+        *,
+        token_file: Path,
+        rules: Sequence[Path] = (),
+        interval: str = "1s",
     ) -> None:
         self.folder = folder
         self.port = 0
         listed = json.dumps([str(path) for path in rules])
-        self._text = _CONFIGURATION.format(interval=interval, rules=listed, target=target)
+        self._text = _CONFIGURATION.format(
+            interval=interval, rules=listed, target=target, token_file=token_file
+        )
 
     def __enter__(self) -> Self:
         binary = find_tool("prometheus")

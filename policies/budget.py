@@ -247,7 +247,7 @@ def reserve(accounts: Sequence[Account], order: Order) -> Hold | Shortfall:
     """Hold an order on every account that limits something, or on none.
 
     Raises:
-        ContractBroken: I2 would not hold, or an amount is negative.
+        ContractBroken: an amount is negative. Nothing changed.
     """
     now_ms, wanted = order.now_ms, dict(order.amounts)
     if wanted and min(wanted.values()) < 0:
@@ -301,7 +301,7 @@ def extend(accounts: Sequence[Account], extension: Extension) -> Hold | Shortfal
     """Hold a further slice for a stream on all its accounts that limit the unit, or on none.
 
     Raises:
-        ContractBroken: I2 would not hold, or nothing is needed.
+        ContractBroken: nothing is needed, or the unit is not one of bytes. Nothing changed.
     """
     unit, now_ms = extension.unit, extension.now_ms
     if extension.need_bytes < 1 or unit not in BYTE_UNITS:
@@ -376,9 +376,9 @@ def settle(
             if rest < 0:
                 raise ContractBroken("I3: a hold released twice")
             account.held[unit] = rest
-        given = booked.get(key)
-        if given:
-            account.spent[unit] = account.spent.get(unit, 0) + min(given, amount)
+        given = booked.get(key, 0) - counted.get(key, 0)
+        if given > 0:
+            account.spent[unit] = account.spent.get(unit, 0) + given
 
 
 def _sum_up(amounts: Sequence[Amount]) -> dict[tuple[str, str], int]:

@@ -14,7 +14,7 @@ policy.md 2.11 and section 4.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from policies.budget import Account, Contract, Term, begin_period, put
+from policies.budget import LIMIT_MAX, Account, Contract, Term, begin_period, put
 from policies.model import ContractBroken
 from policies.rule import Budget
 
@@ -104,7 +104,8 @@ def raise_limit(contract: Contract, unit: str, limit: int) -> Contract:
     """The contract with one limit raised by hand.
 
     Raises:
-        ValueError: it has no such limit, or the value is not higher; the text says so.
+        ValueError: it has no such limit, or the value is not higher or beyond LIMIT_MAX; the text
+            says so.
     """
     term = contract.terms.get(unit)
     if term is None:
@@ -115,5 +116,7 @@ def raise_limit(contract: Contract, unit: str, limit: int) -> Contract:
             f"{limit} is not higher than the limit in force, {term.limit}; to lower it, edit the"
             " policy file"
         )
+    if limit > LIMIT_MAX:
+        raise ValueError(f"{limit} is beyond {LIMIT_MAX}, the highest limit there is")
     terms: Mapping[str, Term] = {**contract.terms, unit: Term(limit, term.filed)}
     return replace(contract, terms=terms)

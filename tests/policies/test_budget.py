@@ -1,0 +1,663 @@
+"""Budget arithmetic: boundaries of limits, slices, periods and thresholds.
+
+The laws over random sequences are in tests/properties/test_budget_laws.py.
+"""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policies import budget
+from policies.budget import (
+    LIMIT_MAX,
+    SLICE_BYTES,
+    Account,
+    Amount,
+    Closed,
+    Contract,
+    Hold,
+    Left,
+    State,
+    Term,
+    Threshold,
+    allocate,
+    begin_period,
+    extend,
+    find_threshold,
+    format_moment,
+    list_left,
+    name_account,
+    name_period,
+    put,
+    reserve,
+    roll,
+    settle,
+)
+from policies.model import ContractBroken
+from tests.kit.ledgers import (
+    DAY_MS,
+    MIDNIGHT_MS,
+    NOON_MS,
+    account,
+    contract,
+    extension,
+    held,
+    order,
+    short,
+)
+
+NAME = "daily/coder"
+FRIDAY = "daily/coder@2024-10-04T00:00:00Z"
+SATURDAY = "daily/coder@2024-10-05T00:00:00Z"
+
+
+# Names and moments
+
+
+def test_an_account_is_named_by_budget_agent_and_session() -> None:
+    assert name_account("daily", "coder") == "daily/coder"
+    assert name_account("daily", "coder", "s-1") == "daily/coder/s-1"
+    assert account("daily", "coder", "s-1").base == "daily/coder/s-1"
+
+
+def test_a_period_is_named_by_its_first_moment() -> None:
+    assert name_period("daily/coder", 0) == "daily/coder"
+    assert name_period("daily/coder", MIDNIGHT_MS) == SATURDAY
+    assert account(window_ms=DAY_MS).name == FRIDAY
+    assert account().name == NAME
+
+
+@pytest.mark.parametrize(
+    ("moment_ms", "text"),
+    [
+        (0, "1970-01-01T00:00:00Z"),
+        (1, "1970-01-01T00:00:00.001Z"),
+        (1_234, "1970-01-01T00:00:01.234Z"),
+        (MIDNIGHT_MS, "2024-10-05T00:00:00Z"),
+        (253_402_300_799_999, "9999-12-31T23:59:59.999Z"),
+    ],
+)
+def test_a_moment_is_written_in_utc(moment_ms: int, text: str) -> None:
+    assert format_moment(moment_ms) == text
+
+
+@pytest.mark.parametrize(
+    ("window_ms", "now_ms", "began_ms"),
+    [
+        (0, NOON_MS, 0),
+        (DAY_MS, NOON_MS, MIDNIGHT_MS - DAY_MS),
+        (DAY_MS, MIDNIGHT_MS - 1, MIDNIGHT_MS - DAY_MS),
+        (DAY_MS, MIDNIGHT_MS, MIDNIGHT_MS),
+        (7, 20, 14),
+    ],
+)
+def test_periods_are_whole_windows_since_1970(window_ms: int, now_ms: int, began_ms: int) -> None:
+    assert begin_period(window_ms, now_ms) == began_ms
+
+
+def test_states_have_an_order_and_words() -> None:
+    assert [state.word for state in sorted(State)] == ["active", "warned", "quarantined", "halted"]
+    does = {
+        "warn": State.WARNED,
+        "quarantine": State.QUARANTINED,
+        "halt": State.HALTED,
+    }
+    assert {do: Threshold(1, do).state for do in does} == does  # type: ignore[arg-type]
+
+
+# What is left
+
+
+def test_available_is_the_limit_less_spent_and_held_and_never_below_nothing() -> None:
+    one = account(requests=10)
+    one.spent["requests"], one.held["requests"] = 3, 2
+    assert one.available("requests", NOON_MS) == 5
+    one.spent["requests"] = 9
+    assert one.available("requests", NOON_MS) == 0
+
+
+def test_wall_time_runs_from_the_first_moment_on() -> None:
+    one = account(wall_time=100)
+    assert one.available("wall_time", NOON_MS) == 100
+    assert one.elapsed_ms(NOON_MS) == 0
+    one.first_ms = NOON_MS
+    assert one.elapsed_ms(NOON_MS + 30) == one.spent_of("wall_time", NOON_MS + 30) == 30
+    assert one.available("wall_time", NOON_MS + 30) == 70
+    assert one.available("wall_time", NOON_MS + 101) == 0
+    assert one.elapsed_ms(NOON_MS - 5) == 0
+
+
+def test_what_was_spent_of_a_unit_is_0_until_something_was() -> None:
+    one = account(requests=1)
+    assert one.spent_of("requests", NOON_MS) == 0
+    one.spent["requests"] = 1
+    assert one.spent_of("requests", NOON_MS) == 1
+
+
+def test_what_is_left_is_listed_account_by_account_and_unit_by_unit() -> None:
+    one, other = account("a", window_ms=DAY_MS, requests=3, steps=1), account("b", wall_time=50)
+    one.held["requests"], other.first_ms = 2, NOON_MS - 20
+    assert list_left([one, other], NOON_MS) == (
+        Left("a", "requests", 1, 3, MIDNIGHT_MS),
+        Left("a", "steps", 1, 1, MIDNIGHT_MS),
+        Left("b", "wall_time", 30, 50, 0),
+    )
+
+
+# Periods
+
+
+def test_a_period_ends_with_its_window() -> None:
+    one = account(window_ms=DAY_MS, requests=5)
+    assert one.until_ms == MIDNIGHT_MS
+    one.spent["requests"], one.held["requests"], one.first_ms = 3, 1, NOON_MS
+    assert roll(one, MIDNIGHT_MS - 1) is None
+    assert one.name == FRIDAY
+    assert roll(one, MIDNIGHT_MS) == Closed(FRIDAY, {"requests": 3})
+    assert (one.name, one.from_ms, one.first_ms) == (SATURDAY, MIDNIGHT_MS, 0)
+    assert (one.spent, one.held) == ({}, {})
+    assert roll(one, MIDNIGHT_MS) is None
+
+
+def test_time_that_goes_back_begins_no_period() -> None:
+    one = account(window_ms=DAY_MS, requests=5)
+    one.spent["requests"] = 3
+    assert roll(one, MIDNIGHT_MS - 2 * DAY_MS) is None
+    assert one.spent == {"requests": 3}
+
+
+def test_periods_in_which_nothing_happened_are_skipped() -> None:
+    one = account(window_ms=DAY_MS)
+    roll(one, MIDNIGHT_MS + 3 * DAY_MS + 1)
+    assert one.from_ms == MIDNIGHT_MS + 3 * DAY_MS
+
+
+def test_without_a_window_a_period_is_for_life() -> None:
+    one = account(requests=5)
+    assert one.until_ms == 0
+    assert roll(one, 10 * MIDNIGHT_MS) is None
+
+
+def test_what_was_closed_does_not_change_any_more() -> None:
+    one = account(window_ms=DAY_MS, requests=5)
+    one.spent["requests"] = 1
+    closed = roll(one, MIDNIGHT_MS)
+    one.spent["requests"] = 2
+    assert closed == Closed(FRIDAY, {"requests": 1})
+
+
+# Reserving
+
+
+@pytest.mark.parametrize(("limit", "amount", "fits"), [(0, 0, True), (0, 1, False), (5, 5, True)])
+def test_an_exact_amount_fits_up_to_the_limit(limit: int, amount: int, fits: bool) -> None:
+    answer = reserve([account(requests=limit)], order(requests=amount))
+    assert isinstance(answer, Hold) is fits
+
+
+def test_what_is_held_counts_like_what_was_spent() -> None:
+    one = account(requests=5)
+    one.spent["requests"], one.held["requests"] = 2, 1
+    assert short(reserve([one], order(requests=3))).available == 2
+    assert held(reserve([one], order(requests=2))).amounts == (Amount(NAME, "requests", 2),)
+    assert one.held == {"requests": 3}
+
+
+def test_a_hold_lists_every_limited_unit_also_where_it_takes_nothing() -> None:
+    ones = [account("b", steps=5, requests=5), account("a", wall_time=9, bytes_in=9)]
+    hold = held(reserve(ones, order(requests=1, steps=0, risk=7)))
+    assert hold.amounts == (
+        Amount("a/coder", "bytes_in", 0),
+        Amount("a/coder", "wall_time", 0),
+        Amount("b/coder", "requests", 1),
+        Amount("b/coder", "steps", 0),
+    )
+    assert hold.granted == {"bytes_in": 0}
+    assert [one.held for one in ones] == [{"requests": 1}, {}]
+
+
+def test_wall_time_is_never_held_whatever_is_asked() -> None:
+    one = account(wall_time=9)
+    assert held(reserve([one], order(wall_time=5))).amounts == (Amount(NAME, "wall_time", 0),)
+    assert one.held == {}
+
+
+def test_a_shortfall_names_the_first_account_and_unit_that_do_not_suffice() -> None:
+    ones = [account("a", requests=9), account("b", window_ms=DAY_MS, requests=9, steps=1, risk=0)]
+    ones[1].spent["steps"] = 4  # its limit was lowered
+    answer = short(reserve(ones, order(requests=1, steps=2, risk=2)))
+    assert answer.account == "b/coder"
+    assert (answer.budget, answer.unit) == ("b", "steps")
+    assert (answer.needed, answer.available, answer.until_ms) == (2, 0, MIDNIGHT_MS)
+    assert answer.left == list_left(ones, NOON_MS)
+    assert [one.held for one in ones] == [{}, {}]
+
+
+def test_a_negative_amount_is_a_bug() -> None:
+    with pytest.raises(ContractBroken, match="negative"):
+        reserve([account(requests=1)], order(requests=1, steps=-1))
+    assert isinstance(reserve([account(requests=1)], order()), Hold)
+
+
+def test_the_first_request_of_a_period_is_remembered() -> None:
+    limited, free = account(requests=5), account("free")
+    reserve([limited, free], order(now_ms=NOON_MS))
+    reserve([limited, free], order(now_ms=NOON_MS + 1))
+    assert (limited.first_ms, free.first_ms) == (NOON_MS, 0)
+
+
+def test_a_refused_request_is_nobodys_first() -> None:
+    one = account(requests=0)
+    reserve([one], order(requests=1))
+    assert one.first_ms == 0
+
+
+@pytest.mark.parametrize(("passed_ms", "fits"), [(0, True), (99, True), (100, False), (500, False)])
+def test_wall_time_is_over_at_its_limit(passed_ms: int, fits: bool) -> None:
+    one = account(wall_time=100)
+    one.first_ms = NOON_MS
+    answer = reserve([one], order(now_ms=NOON_MS + passed_ms))
+    assert isinstance(answer, Hold) is fits
+    if not fits:
+        assert (short(answer).needed, short(answer).available) == (1, 0)
+
+
+def test_a_wall_time_of_nothing_allows_nothing() -> None:
+    assert short(reserve([account(wall_time=0)], order())).unit == "wall_time"
+
+
+def test_both_periods_are_told_where_one_begins() -> None:
+    one = account(window_ms=DAY_MS, requests=5)
+    one.spent["requests"] = 5
+    hold = held(reserve([one], order(now_ms=MIDNIGHT_MS, requests=1)))
+    assert hold.closed == (Closed(FRIDAY, {"requests": 5}),)
+    (opened,) = hold.opened
+    assert (opened.name, opened.spent, opened.held) == (SATURDAY, {}, {})
+    assert hold.amounts == (Amount(SATURDAY, "requests", 1),)
+    answer = short(reserve([one], order(now_ms=MIDNIGHT_MS + DAY_MS, requests=9)))
+    assert [len(answer.closed), len(answer.opened)] == [1, 1]
+
+
+def test_nothing_is_closed_before_its_end() -> None:
+    one = account(window_ms=DAY_MS, requests=5)
+    hold = held(reserve([one], order(now_ms=MIDNIGHT_MS - 1, requests=1)))
+    assert (hold.closed, hold.opened) == ((), ())
+
+
+def test_what_is_left_is_told_only_to_whom_asks() -> None:
+    one = account(requests=5)
+    hold = held(reserve([one], order(requests=1)))
+    assert hold.left == (Left("daily", "requests", 4, 5, 0),)
+    assert held(reserve([one], replace(order("d-2"), wants_left=False))).left == ()
+
+
+# Slices
+
+
+@pytest.mark.parametrize(
+    ("limit", "head", "granted"),
+    [
+        (0, 0, None),
+        (1, 0, 1),
+        (1, 1, None),
+        (2, 1, 2),
+        (100, 0, 100),
+        (SLICE_BYTES, 0, SLICE_BYTES),
+        (SLICE_BYTES + 1, 0, SLICE_BYTES),
+        (SLICE_BYTES + 9, 10, SLICE_BYTES + 9),
+        (SLICE_BYTES + 11, 10, SLICE_BYTES + 10),
+    ],
+)
+def test_a_slice_is_what_is_there_and_at_least_one_byte(
+    limit: int, head: int, granted: int | None
+) -> None:
+    one = account(bytes_out=limit)
+    answer = reserve([one], order("d-1", "bytes_out", bytes_out=head))
+    if granted is None:
+        assert (short(answer).needed, short(answer).available) == (head + 1, limit)
+        assert one.held == {}
+    else:
+        assert held(answer).granted == {"bytes_out": granted}
+        assert one.held == {"bytes_out": granted}
+
+
+def test_the_tightest_account_decides_about_the_slice() -> None:
+    ones = [account("a", bytes_in=50), account("b", bytes_in=7), account("c", requests=1)]
+    for turn in itertools.permutations(ones):
+        given = [budget.copy(one) for one in turn]
+        hold = held(reserve(given, order("d-1", "bytes_in", "bytes_out")))
+        assert hold.granted == {"bytes_in": 7}
+        assert [amount[2] for amount in hold.amounts] == [7, 7, 0]
+
+
+def test_an_exact_amount_of_bytes_is_never_clipped() -> None:
+    assert short(reserve([account(bytes_out=9)], order(bytes_out=10))).available == 9
+    assert held(reserve([account(bytes_out=10)], order(bytes_out=10))).granted == {"bytes_out": 10}
+
+
+@pytest.mark.parametrize(
+    ("need", "whole", "limit", "granted"),
+    [
+        (1, False, 0, None),
+        (1, False, 1, 1),
+        (5, False, 3, 3),
+        (5, False, SLICE_BYTES + 1, SLICE_BYTES),
+        (SLICE_BYTES + 1, False, LIMIT_MAX, SLICE_BYTES + 1),
+        (5, True, 4, None),
+        (5, True, 5, 5),
+        (5, True, 100, 5),
+        (1, True, 1, 1),
+    ],
+)
+def test_an_extension_takes_what_is_there_or_all_where_it_must(
+    need: int, whole: bool, limit: int, granted: int | None
+) -> None:
+    ones = [account("a", bytes_in=limit), account("b", requests=0), account("c", bytes_in=10**9)]
+    answer = extend(ones, extension(need, whole=whole))
+    if granted is None:
+        assert short(answer).account == "a/coder"
+        assert (short(answer).budget, short(answer).unit) == ("a", "bytes_in")
+        assert (short(answer).needed, short(answer).available) == (need if whole else 1, limit)
+        assert short(answer).left == list_left(ones, NOON_MS)
+        assert [one.held for one in ones] == [{}, {}, {}]
+        assert [one.first_ms for one in ones] == [0, 0, 0]
+        return
+    assert held(answer).granted == {"bytes_in": granted}
+    assert held(answer).amounts == (
+        Amount("a/coder", "bytes_in", granted),
+        Amount("c/coder", "bytes_in", granted),
+    )
+    assert [one.held.get("bytes_in", 0) for one in ones] == [granted, 0, granted]
+    assert [one.first_ms for one in ones] == [NOON_MS, 0, NOON_MS]
+    assert held(answer).left == list_left(ones, NOON_MS)
+
+
+def test_an_extension_adds_to_what_is_held_and_sorts() -> None:
+    ones = [account("b", bytes_in=9), account("a", bytes_in=9)]
+    ones[0].held["bytes_in"], ones[0].first_ms = 4, 5
+    hold = held(extend(ones, extension(3, whole=True)))
+    assert [one.account for one in hold.amounts] == ["a/coder", "b/coder"]
+    assert ones[0].held == {"bytes_in": 7}
+    assert ones[0].first_ms == 5
+
+
+def test_an_extension_of_what_nobody_limits_is_granted_without_a_figure() -> None:
+    hold = held(extend([account(requests=1)], extension(10**12)))
+    assert (hold.amounts, hold.granted) == ((), {})
+
+
+def test_an_extension_tells_of_the_end_of_a_period() -> None:
+    one = account(window_ms=DAY_MS, bytes_in=9)
+    hold = held(extend([one], extension(5, now_ms=MIDNIGHT_MS)))
+    assert [entry.name for entry in hold.closed] == [FRIDAY]
+    assert [entry.name for entry in hold.opened] == [SATURDAY]
+    answer = short(extend([one], extension(99, now_ms=MIDNIGHT_MS + DAY_MS, whole=True)))
+    assert [entry.name for entry in answer.closed] == [SATURDAY]
+    assert len(answer.opened) == 1
+    assert answer.until_ms == MIDNIGHT_MS + 2 * DAY_MS
+
+
+@pytest.mark.parametrize("wrong", [extension(0), extension(-1), extension(1, unit="requests")])
+def test_an_extension_of_nothing_is_a_bug(wrong: budget.Extension) -> None:
+    one = account(window_ms=DAY_MS, bytes_in=9, requests=9)
+    with pytest.raises(ContractBroken):
+        extend([one], replace(wrong, now_ms=MIDNIGHT_MS))
+    assert one.name == FRIDAY
+
+
+# Allocating and settling
+
+
+@pytest.mark.parametrize(
+    ("counted", "booked"),
+    [
+        ({}, {"requests": 2}),
+        ({"bytes_out": 0, "bytes_in": 0}, {"requests": 2}),
+        ({"bytes_out": 10}, {"requests": 2, "bytes_out": 10}),
+        ({"bytes_out": 100}, {"requests": 2, "bytes_out": 100}),
+        ({"bytes_out": 101}, {"requests": 2, "bytes_out": 100}),
+        ({"bytes_in": 50, "bytes_out": 1}, {"requests": 2, "bytes_out": 1, "bytes_in": 50}),
+    ],
+)
+def test_exact_units_are_booked_in_full_and_bytes_as_counted(
+    counted: dict[str, int], booked: dict[str, int]
+) -> None:
+    holds = [
+        Amount(NAME, "requests", 2),
+        Amount(NAME, "wall_time", 0),
+        Amount(NAME, "bytes_out", 100),
+        Amount(NAME, "bytes_in", 50),
+    ]
+    assert allocate(holds, counted) == tuple(
+        sorted(Amount(NAME, unit, amount) for unit, amount in booked.items())
+    )
+
+
+@pytest.mark.parametrize(
+    ("counted", "friday", "saturday"),
+    [(5, 5, 0), (100, 100, 0), (101, 100, 1), (140, 100, 40), (160, 100, 60), (999, 100, 60)],
+)
+def test_a_stream_that_outlasts_a_period_pays_in_both(
+    counted: int, friday: int, saturday: int
+) -> None:
+    holds = [Amount(FRIDAY, "bytes_in", 60), Amount(FRIDAY, "bytes_in", 40)]
+    holds += [Amount(SATURDAY, "bytes_in", 60)]
+    booked = {one.account: one.amount for one in allocate(holds, {"bytes_in": counted})}
+    assert booked == {
+        name: amount for name, amount in ((FRIDAY, friday), (SATURDAY, saturday)) if amount
+    }
+
+
+def test_every_account_pays_the_whole_count() -> None:
+    holds = [Amount("a/x", "bytes_in", 60), Amount("b/x", "bytes_in", 60)]
+    assert [one.amount for one in allocate(holds, {"bytes_in": 50})] == [50, 50]
+    both = [Amount("a/x", "bytes_in", 60), Amount("a/x", "bytes_out", 60)]
+    assert [one.amount for one in allocate(both, {"bytes_in": 50, "bytes_out": 40})] == [50, 40]
+
+
+@given(st.lists(st.integers(0, 9), max_size=6), st.integers(0, 60))
+def test_what_is_allocated_is_what_was_counted_up_to_what_was_held(
+    slices: list[int], counted: int
+) -> None:
+    holds = [Amount(f"a/x@{n // 2}", "bytes_in", one) for n, one in enumerate(slices)]
+    booked = allocate(holds, {"bytes_in": counted})
+    assert sum(one.amount for one in booked) == min(counted, sum(slices))
+    assert all(one.amount > 0 for one in booked)
+
+
+def test_a_settlement_releases_what_was_held_and_books_what_was_spent() -> None:
+    one = account(requests=9, bytes_in=100)
+    one.spent, one.held = {"bytes_in": 5}, {"requests": 3, "bytes_in": 80}
+    holds = [
+        Amount(NAME, "requests", 1),
+        Amount(NAME, "bytes_in", 50),
+        Amount(NAME, "bytes_in", 30),
+    ]
+    settle([one], holds, [Amount(NAME, "requests", 1), Amount(NAME, "bytes_in", 70)])
+    assert one.spent == {"requests": 1, "bytes_in": 75}
+    assert one.held == {"requests": 2}
+
+
+def test_a_void_releases_and_books_nothing() -> None:
+    one = account(requests=9)
+    one.held["requests"] = 3
+    settle([one], [Amount(NAME, "requests", 2)], [])
+    assert (one.spent, one.held) == ({}, {"requests": 1})
+
+
+def test_what_a_closed_period_is_owed_stays_with_it() -> None:
+    one = account(window_ms=DAY_MS, requests=9)
+    hold = held(reserve([one], order(requests=2)))
+    roll(one, MIDNIGHT_MS)
+    reserve([one], order("d-2", now_ms=MIDNIGHT_MS, requests=1))
+    settle([one], hold.amounts, hold.amounts)
+    assert (one.spent, one.held) == ({}, {"requests": 1})
+
+
+@pytest.mark.parametrize(
+    "spent",
+    [
+        [Amount(NAME, "requests", 3)],
+        [Amount(NAME, "requests", -1)],
+        [Amount(NAME, "steps", 1)],
+        [Amount("b/coder", "requests", 1)],
+        [Amount(NAME, "requests", 2), Amount(NAME, "requests", 1)],
+    ],
+)
+def test_more_than_was_held_is_never_booked(spent: list[Amount]) -> None:
+    one = account(requests=9, steps=9)
+    one.held["requests"] = 2
+    with pytest.raises(ContractBroken, match="I2"):
+        settle([one], [Amount(NAME, "requests", 2)], spent)
+    assert (one.spent, one.held) == ({}, {"requests": 2})
+
+
+def test_a_zero_that_was_held_may_be_booked() -> None:
+    one = account(requests=9)
+    settle([one], [Amount(NAME, "requests", 0)], [Amount(NAME, "requests", 0)])
+    assert (one.spent, one.held) == ({}, {})
+
+
+@pytest.mark.parametrize("held_now", [{}, {"requests": 1}])
+def test_a_hold_that_was_released_is_not_released_again(held_now: dict[str, int]) -> None:
+    one = account(requests=9)
+    one.held.update(held_now)
+    with pytest.raises(ContractBroken, match="I3"):
+        settle([one], [Amount(NAME, "requests", 2)], [])
+
+
+def test_what_has_gone_is_not_booked_again() -> None:
+    one = account(bytes_in=100)
+    one.spent["bytes_in"] = 60  # counted when the window changed
+    gone = [Amount(FRIDAY, "bytes_in", 60)]
+    settle([one], [], [Amount(FRIDAY, "bytes_in", 60)], gone)
+    assert one.spent == {"bytes_in": 60}
+    with pytest.raises(ContractBroken, match="I2"):
+        settle([one], [], [Amount(FRIDAY, "bytes_in", 61)], gone)
+
+
+@pytest.mark.parametrize(("booked", "more"), [(0, 0), (60, 0), (61, 1), (70, 10)])
+def test_of_what_has_gone_only_the_rest_is_booked(booked: int, more: int) -> None:
+    one = account(bytes_in=100)
+    one.spent["bytes_in"], one.held["bytes_in"] = 60, 10
+    amounts = [Amount(NAME, "bytes_in", booked)]
+    settle([one], [Amount(NAME, "bytes_in", 10)], amounts, [Amount(NAME, "bytes_in", 60)])
+    assert (one.spent, one.held) == ({"bytes_in": 60 + more}, {})
+
+
+# Thresholds
+
+
+@pytest.mark.parametrize(
+    ("spent", "limit", "percent", "reached"),
+    [
+        (79, 100, 80, False),
+        (80, 100, 80, True),
+        (7, 9, 80, False),
+        (8, 10, 80, True),
+        (0, 0, 80, False),
+        (0, 100, 1, False),
+        (1, 0, 100, True),
+        (99, 100, 100, False),
+        (100, 100, 100, True),
+        (LIMIT_MAX - 1, LIMIT_MAX, 100, False),
+        (LIMIT_MAX, LIMIT_MAX, 100, True),
+        (1, 100, 1, True),
+    ],
+)
+def test_a_threshold_is_reached_at_its_percentage(
+    spent: int, limit: int, percent: int, reached: bool
+) -> None:
+    one = account(at=[(percent, "warn")], requests=limit)
+    one.spent["requests"] = spent
+    found = find_threshold(one, NOON_MS)
+    assert found == ((Threshold(percent, "warn"), "requests") if reached else None)
+
+
+def test_the_farthest_state_that_was_reached_is_found_with_the_unit_that_did() -> None:
+    at = [(50, "warn"), (90, "halt"), (70, "quarantine")]
+    one = account(at=at, requests=10, steps=10)
+    one.spent = {"requests": 6, "steps": 7}
+    assert find_threshold(one, NOON_MS) == (Threshold(70, "quarantine"), "steps")
+    one.spent = {"requests": 9, "steps": 8}
+    assert find_threshold(one, NOON_MS) == (Threshold(90, "halt"), "requests")
+    one.spent = {"requests": 5, "steps": 5}
+    assert find_threshold(one, NOON_MS) == (Threshold(50, "warn"), "requests")
+
+
+def test_of_two_that_lead_to_the_same_state_the_first_is_found() -> None:
+    one = account(at=[(50, "warn"), (60, "warn")], requests=10)
+    one.spent["requests"] = 6
+    assert find_threshold(one, NOON_MS) == (Threshold(50, "warn"), "requests")
+
+
+def test_what_is_only_held_reaches_no_threshold() -> None:
+    one = account(at=[(1, "halt")], requests=10)
+    one.held["requests"] = 10
+    assert find_threshold(one, NOON_MS) is None
+
+
+@pytest.mark.parametrize(("passed_ms", "reached"), [(79, False), (80, True)])
+def test_a_threshold_of_wall_time_is_reached_by_waiting(passed_ms: int, reached: bool) -> None:
+    one = account(at=[(80, "warn")], wall_time=100)
+    one.first_ms = NOON_MS
+    assert (find_threshold(one, NOON_MS + passed_ms) is not None) is reached
+
+
+# Copies and contracts
+
+
+def test_a_copy_changes_on_its_own() -> None:
+    one = account("daily", "coder", "s-1", window_ms=DAY_MS, at=[(80, "warn")], requests=5)
+    one.spent["requests"], one.held["requests"], one.first_ms = 2, 1, NOON_MS
+    other = budget.copy(one)
+    assert other == one
+    other.spent["requests"], other.held["requests"] = 9, 9
+    assert (one.spent, one.held) == ({"requests": 2}, {"requests": 1})
+
+
+def test_a_new_account_is_put_as_it_is() -> None:
+    one = account(requests=5)
+    new = put(None, one)
+    assert new == one
+    assert new is not one
+
+
+def test_within_a_period_only_the_contract_is_put() -> None:
+    known, other = account(requests=5), account(requests=9)
+    known.spent["requests"], known.held["requests"], known.first_ms = 3, 1, NOON_MS
+    other.spent["requests"] = 0
+    merged = put(known, other)
+    assert merged.contract == other.contract
+    assert (merged.spent, merged.held) == ({"requests": 3}, {"requests": 1})
+    assert merged.first_ms == NOON_MS
+    assert known.contract.terms == {"requests": Term(5, 5)}
+
+
+def test_another_window_counts_what_is_held_as_spent() -> None:
+    known, other = account(window_ms=DAY_MS, requests=9, steps=9), account(requests=9)
+    known.spent, known.held = {"requests": 3}, {"requests": 2, "steps": 1}
+    merged = put(known, other)
+    assert (merged.name, merged.from_ms) == (NAME, 0)
+    assert (merged.spent, merged.held) == ({"requests": 5, "steps": 1}, {})
+    assert known.held == {"requests": 2, "steps": 1}
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+def test_the_same_window_never_moves_the_period(days: int) -> None:
+    known = account(window_ms=DAY_MS, requests=9)
+    known.held["requests"] = 2
+    other = replace(known, from_ms=known.from_ms + days * DAY_MS, name="")
+    merged = put(known, other)
+    assert (merged.name, merged.held) == (FRIDAY, {"requests": 2})
+
+
+def test_another_window_that_begins_at_the_same_moment_keeps_the_period() -> None:
+    known = account(window_ms=DAY_MS, requests=9)
+    known.held["requests"] = 2
+    merged = put(known, Account("daily", "coder", "", contract({}, window_ms=1), known.from_ms))
+    assert (merged.name, merged.held) == (FRIDAY, {"requests": 2})
+    assert merged.contract == Contract({}, 1)

@@ -1,10 +1,15 @@
-"""`make demo`: an agent's three calls, then a forged log being caught. Nothing in it is simulated.
+"""`make demo`: calls of an agent until its budget is used up and it is halted; then a forged log
+being caught. Nothing in it is simulated.
 
     agent (httpx) --> tollkeeper serve --> examples/upstream.py      a real TLS server on loopback
-          allowed 200                      sees one request
-          denied  403                      sees nothing
-          private 403                      sees nothing
-    then: stop, `audit verify` = 0, flip one byte, `audit verify` = 1 and names the line
+          allowed   200                    sees a request
+          denied    403                    sees nothing
+          private   403                    sees nothing
+          allowed   200                    sees a request
+          exhausted 403                    sees nothing, until an operator raises the budget
+          halted    403                    sees nothing, ever again
+    then: stop, delete the ledger, `budget show` knows it all; `audit verify` = 0, flip one byte,
+    `audit verify` = 1 and names the line
 
 Exit 0 only if everything happened as it is told; otherwise 1, and what was different.
 """
@@ -35,8 +40,12 @@ rules:
   - id: read-wiki             # allowed by name; its address is private, and no dest_ip opens that
     verdict: allow
     match: { host: wiki.example.com, methods: GET }
+budgets:
+  life: { each: agent, limits: { requests: 2 } }
 """
-CALLS = (  # method, URL, status, reason of the denial, what a person is told about it
+Call = tuple[str, str, int, str, str]
+# method, URL, status, reason of the denial, what a person is told about it
+CALLS: tuple[Call, ...] = (
     ("GET", "https://api.example.com/items/1", 200, "", "allowed by `read-items`"),
     ("DELETE", "https://api.example.com/items/1", 403, "no-rule-matched", "no rule allows it"),
     (
@@ -46,6 +55,14 @@ CALLS = (  # method, URL, status, reason of the denial, what a person is told ab
         "address-not-public",
         "its name is allowed, but it resolves to 10.0.0.5",
     ),
+)
+EXHAUSTED = (
+    ("GET", "https://api.example.com/items/2", 200, "", "the second request"),
+    ("GET", "https://api.example.com/items/3", 403, "budget-exhausted", "the third does not fit"),
+)
+RAISED = (("GET", "https://api.example.com/items/3", 200, "", "now it does"),)
+HALTED = (
+    ("GET", "https://api.example.com/items/4", 403, "halted", "the way back is a new agent id"),
 )
 READY_S = 30.0
 STOP_S = 20.0
@@ -84,18 +101,38 @@ def tell(folder: Path) -> None:
     with Upstream(["api.example.com", "wiki.example.com"], folder / "upstream-ca.pem") as upstream:
         with serve(folder, upstream.port) as proxy_url:
             say("The agent calls")
-            call(folder, proxy_url)
-        expect("the upstream saw", upstream.seen, ["GET /items/1"])
-        say("What the upstream saw of these three calls")
-        print(indent("\n".join(upstream.seen)))
+            call(folder, proxy_url, CALLS)
+            expect("the upstream saw", upstream.seen, ["GET /items/1"])
+            say("What the upstream saw of these three calls")
+            print(indent("\n".join(upstream.seen)))
+            spend(folder, proxy_url)
+        expect("the upstream saw", upstream.seen, ["GET /items/1", "GET /items/2", "GET /items/3"])
     check_log(folder)
+
+
+def spend(folder: Path, proxy_url: str) -> None:
+    """The budget runs out, is raised, and the agent is halted."""
+    say("Its budget is two requests, and one is spent: denied calls cost nothing")
+    call(folder, proxy_url, EXHAUSTED)
+    run(folder, 0, "budget", "show")
+    say("Only an operator can raise it, and that is recorded")
+    run(folder, 0, *("budget", "raise", "life"), *("--unit", "requests", "--to", "5"))
+    call(folder, proxy_url, RAISED)
+    say("And stop it, for good")
+    run(folder, 0, "halt", "local", "--reason", "it asked for too much")
+    call(folder, proxy_url, HALTED)
 
 
 def check_log(folder: Path) -> None:
     """The log as it is, and as a forger left it."""
-    say("What was recorded of them, before anything was answered or sent")
+    say("What was recorded of it, before anything was answered or sent")
     run(folder, 0, "audit", "find", "state/log", "--kind", "decision")
-    say("The proxy was stopped; is the record whole?")
+    say("The proxy was stopped, and somebody deletes the ledger: the log knows what was spent")
+    for path in (folder / "state").glob("ledger.db*"):
+        path.unlink()
+    shown = run(folder, 0, "budget", "show")
+    expect("what the log says", re.findall(r"halted +life/local +requests +3 ", shown) != [], True)
+    say("Is the record whole?")
     run(folder, 0, "audit", "verify", "state/log")
     place = forge(folder)
     say(f"One byte is changed: in line {place} the DELETE now went to /items/7")
@@ -106,12 +143,17 @@ def check_log(folder: Path) -> None:
     run(folder, 2, "serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
 
 
-def call(folder: Path, proxy_url: str) -> None:
+def call(folder: Path, proxy_url: str, calls: tuple[Call, ...]) -> None:
     """What the agent does: plain httpx with the proxy's CA, as `tollkeeper init` sets it up."""
     trusted = ssl.create_default_context(cafile=str(folder / "state" / "ca" / "ca.pem"))
     with httpx.Client(proxy=proxy_url, verify=trusted, trust_env=False, timeout=10) as agent:
-        for method, url, status, reason, why in CALLS:
-            answer = agent.request(method, url)
+        for method, url, status, reason, why in calls:
+            try:
+                answer = agent.request(method, url)
+            except httpx.ProxyError as refused:  # the tunnel itself; its status line says why
+                print(f"  {method:<6} {url}\n         {refused}  {why}")
+                expect("the refusal", str(refused), f"{status} Forbidden: {reason}")
+                continue
             print(f"  {method:<6} {url}\n         {answer.status_code}  {why}")
             expect(f"the status of {method} {url}", answer.status_code, status)
             if reason:

@@ -48,6 +48,7 @@ class AgentStates:
         self._ledger = ledger
         self._standings = dict(standings)
         self._recorded = {agent: one.state for agent, one in standings.items()}
+        self._recording: set[str] = set()  # a record is on its way
         self._recorder = recorder
         self._metrics = metrics
         self._now_ms = now_ms
@@ -73,8 +74,7 @@ class AgentStates:
         if before is not State.HALTED:
             self._move(agent, State.HALTED, reason)
             self._metrics.safely(lambda m: m.count_halt("operator"))
-            await self._recorder.store(self._describe(agent, by=by))
-            self._recorded[agent] = State.HALTED
+            await self._record(agent, self._describe(agent, by=by))
             await self._tell(agent)
         return before
 
@@ -89,14 +89,16 @@ class AgentStates:
             self._move(account.agent, threshold.state, cause)
             if threshold.state is State.HALTED:
                 self._metrics.safely(lambda m: m.count_halt("budget"))
-            self._submit(account.agent, self._describe(account.agent, session=session, ref=ref))
+            event = self._describe(account.agent, session=session, ref=ref)
+            self._spawn(self._try_record(account.agent, event))
             self._spawn(self._tell(account.agent))
 
     def record_missing(self) -> None:
         """Once more, what the log did not take: a halt must survive a restart."""
         for agent, standing in self._standings.items():
-            if self._recorded.get(agent, State.ACTIVE) < standing.state:
-                self._submit(agent, self._describe(agent))
+            known = self._recorded.get(agent, State.ACTIVE)
+            if known < standing.state and agent not in self._recording:
+                self._spawn(self._try_record(agent, self._describe(agent)))
 
     def _move(self, agent: str, to: State, cause: str) -> None:
         before = self.find(agent).state
@@ -117,15 +119,23 @@ class AgentStates:
         further = {"session": session, "ref": ref, "by": by}
         return describe_state(agent, known, standing.state, standing.cause, **further)
 
-    def _submit(self, agent: str, event: AuditEvent) -> None:
+    async def _record(self, agent: str, event: AuditEvent) -> None:
+        """Write a move down. Until that is durable, `record_missing` will try again."""
+        state = self.find(agent).state
+        self._recording.add(agent)
         try:
-            self._recorder.submit(event)
+            await self._recorder.store(event)
+        finally:
+            self._recording.discard(agent)
+        self._recorded[agent] = state
+        self._metrics.safely(lambda m: m.count_record("state"))
+
+    async def _try_record(self, agent: str, event: AuditEvent) -> None:
+        try:
+            await self._record(agent, event)
         except LogUnavailable as error:
             code = error.code
             self._metrics.safely(lambda m: m.failed(code))
-            return
-        self._recorded[agent] = self.find(agent).state
-        self._metrics.safely(lambda m: m.count_record("state"))
 
     async def _tell(self, agent: str) -> None:
         await self._insist(lambda: self._ledger.change(PutStanding(agent, self.find(agent))))

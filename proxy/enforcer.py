@@ -434,15 +434,14 @@ class Enforcer:
         caller = identify(authorization, call.client, generation.policy_set, self.credentials, now)
         if isinstance(caller, IdentityRefusal):
             return Head(target, None, None, now, caller.reason, caller.detail)
-        if self.draining:
-            return Head(target, caller, None, now, "draining")
-        if generation.refusal:
-            return Head(target, caller, None, now, generation.refusal)
-        state = self.bookkeeper.state(caller.agent)
-        if state is State.HALTED:
-            return Head(target, caller, None, now, "halted")
         head = read_call(call, caller, target, now)
-        return replace(head, quarantined=True) if state is State.QUARANTINED else head
+        state = self.bookkeeper.state(caller.agent)
+        if state is State.QUARANTINED:
+            head = replace(head, quarantined=True)
+        refusal = "draining" if self.draining else generation.refusal
+        if state is State.HALTED:
+            refusal = "halted"
+        return replace(head, refusal=refusal, detail="") if refusal else head
 
     # --- counting; never changes a verdict
 

@@ -14,9 +14,17 @@ TOLD = (
     "200  allowed by `read-items`",
     "403  no rule allows it",
     "403  its name is allowed, but it resolves to 10.0.0.5",
+    "200  the second request",
+    "403  the third does not fit",
+    "local  active  life/local  requests  2      0     0     2",
+    "raised life/local requests 2 -> 5",
+    "200  now it does",
+    "halted local",
+    "403 Forbidden: halted",
+    "halted  life/local  requests  3",
     "valid: state/log/",
     "TAMPERED: state/log/",
-    ".jsonl:8: the record does not match its own hash",
+    ".jsonl:9: the record does not match its own hash",
     "All of it happened as told.",
 )
 

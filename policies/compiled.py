@@ -211,8 +211,8 @@ def _join_alone(rule: Rule) -> Obligations:
         with_.capture or "metadata",
         tuple(sorted(set(with_.redact_path))),
         with_.path_params or "refuse",
-        cost,
-        bool(with_.show_budget),
+        cost=cost,
+        show_budget=bool(with_.show_budget),
     )
 
 
@@ -223,6 +223,7 @@ def _shared_obligations(
     capture: Literal["metadata", "request", "request_response"],
     redact_path: tuple[int, ...],
     path_params: PathParams,
+    *,
     cost: Cost,
     show_budget: bool,
 ) -> Obligations:

@@ -30,6 +30,7 @@ def compute_digest(
     agents: Iterable[Agent],
     rates: Iterable[Rate],
     rules: Iterable[Rule],
+    *,
     budgets: Iterable[Budget] = (),
     keep_rules: frozenset[str] = frozenset(),
 ) -> str:

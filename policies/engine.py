@@ -51,7 +51,9 @@ def decide(
     quarantined, path-not-canonical, method-override, rule-conflict, internal-error.
     """
     try:
-        return _decide(request, principal, policy_set, addresses, now, observe, keep_rules)[0]
+        return _decide(
+            request, principal, policy_set, addresses, now, observe=observe, keep_rules=keep_rules
+        )[0]
     except Exception:  # noqa: BLE001  the belt under every bug: threats B14, A19
         return _fail(policy_set)
 
@@ -68,7 +70,9 @@ def decide_with_tally(
 ) -> tuple[Decision, Tally | None, Facts]:
     """`decide`, with what it was made from, for `explain`. None: no rule was asked."""
     try:
-        return _decide(request, principal, policy_set, addresses, now, observe, keep_rules)
+        return _decide(
+            request, principal, policy_set, addresses, now, observe=observe, keep_rules=keep_rules
+        )
     except Exception:  # noqa: BLE001  as above
         return _fail(policy_set), None, Facts(request, addresses, now)
 
@@ -92,7 +96,9 @@ def screen(
     internal-error.
     """
     try:
-        return _screen(principal, policy_set, host, port, scheme, now, observe, keep_rules)
+        return _screen(
+            principal, policy_set, host, port, scheme, now, observe=observe, keep_rules=keep_rules
+        )
     except Exception:  # noqa: BLE001  as above
         return _fail(policy_set)
 
@@ -103,6 +109,7 @@ def _decide(
     policy_set: PolicySet,
     addresses: tuple[Address, ...],
     now: datetime,
+    *,
     observe: bool,
     keep_rules: frozenset[str] | None,
 ) -> tuple[Decision, Tally | None, Facts]:
@@ -131,6 +138,7 @@ def _screen(
     port: int,
     scheme: Scheme | None,
     now: datetime,
+    *,
     observe: bool,
     keep_rules: frozenset[str] | None,
 ) -> Decision:

@@ -49,6 +49,7 @@ def build(
     defaults: Defaults,
     digest: str,
     name: str,
+    *,
     budgets: Iterable[Budget] = (),
     keep_rules: frozenset[str] = frozenset(),
 ) -> PolicySet:
@@ -143,7 +144,9 @@ def _share(rule: Rule, pool: dict[Hashable, Any]) -> Rule:
         headers=one(match.headers),
         dest_ip=one(match.dest_ip),
     )
-    return replace(rule, match=shared, who=one(rule.who), with_=one(rule.with_))
+    return replace(
+        rule, match=shared, who=one(rule.who), with_=one(rule.with_), cost=one(rule.cost)
+    )
 
 
 def _build_index(rules: tuple[Rule, ...], keep_rules: frozenset[str]) -> HostIndex[CompiledRule]:

@@ -43,7 +43,8 @@ def _holds_broken(value: Any) -> bool:
     return any(map(_holds_broken, value)) if isinstance(value, list) else isinstance(value, Broken)
 
 
-def choice(*choices: str) -> tuple[PlainValidator, WithJsonSchema]:
+def choosing(*choices: str) -> tuple[PlainValidator, WithJsonSchema]:
+    """The two halves of a field that holds one of a few words."""
     return reading(lambda value: values.read_choice(value, choices), enum=list(choices))
 
 

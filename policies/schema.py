@@ -44,7 +44,7 @@ from policies.scalars import (
     Text,
     TimeLimit,
     Version,
-    choice,
+    choosing,
     reading,
 )
 
@@ -71,7 +71,7 @@ class MatchSection(Section):
         None,
         description="`a.com` exactly, `*.a.com` one label more, `**.a.com` one or more, an address",
     )
-    scheme: Annotated[tuple[Annotated[str, *choice("https", "http")], ...], *MANY] | None = Field(
+    scheme: Annotated[tuple[Annotated[str, *choosing("https", "http")], ...], *MANY] | None = Field(
         None, description="`https` (default in allow rules) or `http`"
     )
     port: Annotated[tuple[Port, ...], *MANY] | None = Field(
@@ -117,13 +117,13 @@ class WithSection(Section):
     rate: Ids | None = Field(None, description="ids of `rates:`; all of them apply")
     max_request: Size | None = Field(None, description="largest request body")
     max_response: Size | None = Field(None, description="largest response; longer ones are cut")
-    capture: Annotated[str, *choice("metadata", "request", "request_response")] | None = Field(
+    capture: Annotated[str, *choosing("metadata", "request", "request_response")] | None = Field(
         None, description="how much of the exchange is recorded"
     )
     redact_path: Annotated[tuple[Count, ...], *MANY] | None = Field(
         None, description="numbers of path segments (from 1) that the record hides"
     )
-    path_params: Annotated[str, *choice("refuse", "strip", "keep")] | None = Field(
+    path_params: Annotated[str, *choosing("refuse", "strip", "keep")] | None = Field(
         None, description="what happens to `;params` in the path; `refuse` by default"
     )
     show_budget: Flag | None = Field(
@@ -144,8 +144,8 @@ class RuleSection(Section):
 
     id: Id = Field(description="unique name; records and findings cite it")
     description: Text | None = Field(None, description="for people")
-    verdict: Annotated[str, *choice("allow", "deny")] = Field(description="`allow` or `deny`")
-    mode: Annotated[str, *choice("shadow")] | None = Field(
+    verdict: Annotated[str, *choosing("allow", "deny")] = Field(description="`allow` or `deny`")
+    mode: Annotated[str, *choosing("shadow")] | None = Field(
         None, description="`shadow`: recorded as what would happen, never enforced"
     )
     who: WhoSection | None = Field(None, description="which agents; left out: all")
@@ -176,7 +176,7 @@ class AgentSection(Section):
 class RateSection(Section):
     """One rate, under its id. Refused calls do not use it up."""
 
-    each: Annotated[str, *choice("agent", "session", "rule")] = Field(
+    each: Annotated[str, *choosing("agent", "session", "rule")] = Field(
         description="what has a count of its own: `agent`, `session` or `rule`"
     )
     allow: Count = Field(description="number of requests")
@@ -204,7 +204,7 @@ class ThresholdSection(Section):
     """What happens to the agent once so much of any limit is spent. It never becomes undone."""
 
     reached: Percent = Field(description="`1%` to `100%` of a limit")
-    do: Annotated[str, *choice("warn", "quarantine", "halt")] = Field(
+    do: Annotated[str, *choosing("warn", "quarantine", "halt")] = Field(
         description="`warn`: only shown and recorded; `quarantine`: see there; `halt`: for good"
     )
 
@@ -212,7 +212,7 @@ class ThresholdSection(Section):
 class BudgetSection(Section):
     """One budget, under its id. Every agent it is for has an account of its own."""
 
-    each: Annotated[str, *choice("agent", "session")] = Field(
+    each: Annotated[str, *choosing("agent", "session")] = Field(
         description="what has an account: `agent`, or `session` (one `tollkeeper agent add`)"
     )
     who: WhoSection | None = Field(None, description="which agents; left out: all")
@@ -241,10 +241,10 @@ class DefaultsSection(Section):
     )
     max_inspect_body: Size | None = Field(None, description="largest body looked into; 1MiB")
     explain_denials: Flag | None = Field(None, description="tell agents the reason; default true")
-    mode: Annotated[str, *choice("enforce", "observe")] | None = Field(
+    mode: Annotated[str, *choosing("enforce", "observe")] | None = Field(
         None, description="`observe` forwards what no rule allows; needs `serve --observe` too"
     )
-    on_bad_reload: Annotated[str, *choice("hold", "deny")] | None = Field(
+    on_bad_reload: Annotated[str, *choosing("hold", "deny")] | None = Field(
         None, description="a broken new file: `hold` the last good policy (default) or `deny` all"
     )
     stale_limit: Duration | None = Field(

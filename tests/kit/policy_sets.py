@@ -61,7 +61,9 @@ def policy(
 ) -> PolicySet:
     """A policy set with the agents `coder` (group `team`) and `reviewer`."""
     settings = Defaults(**defaults)
-    return build(rules, AGENTS, rates, settings, "d1g3st", "test", budgets, keep_rules)
+    return build(
+        rules, AGENTS, rates, settings, "d1g3st", "test", budgets=budgets, keep_rules=keep_rules
+    )
 
 
 def get(path: str = "/", host: str = "a.com", **fields: Any) -> Request:

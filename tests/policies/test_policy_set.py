@@ -97,7 +97,7 @@ def test_the_budgets_of_an_agent_are_resolved_through_its_groups() -> None:
         budget("both", Who(frozenset({"b"}), frozenset({"x"}))),
         budget("all"),
     ]
-    built = build([], MEMBERS, [], Defaults(), "d", "n", budgets)
+    built = build([], MEMBERS, [], Defaults(), "d", "n", budgets=budgets)
     assert names_of(built, "a") == ["all", "both", "named"]
     assert names_of(built, "b") == ["all", "both"]
     assert names_of(built, "c") == ["all", "named"]
@@ -113,7 +113,7 @@ who_is = st.none() | st.builds(Who, agent_sets, st.frozensets(st.sampled_from("x
 @given(st.lists(who_is, max_size=6))
 def test_the_table_of_budgets_says_what_each_who_says(selectors: list[Who | None]) -> None:
     budgets = [budget(f"b{number}", who) for number, who in enumerate(selectors)]
-    built = build([], MEMBERS, [], Defaults(), "d", "n", budgets)
+    built = build([], MEMBERS, [], Defaults(), "d", "n", budgets=budgets)
     for agent in MEMBERS:
         expected = [one.id for one in budgets if reaches(one.who, agent)]
         assert names_of(built, agent.id) == expected
@@ -121,9 +121,9 @@ def test_the_table_of_budgets_says_what_each_who_says(selectors: list[Who | None
 
 def test_a_budget_given_twice_and_an_unknown_kept_rule_are_refused() -> None:
     with pytest.raises(ValueError, match="duplicate budget `b`"):
-        build([], [], [], Defaults(), "d", "n", [budget("b"), budget("b")])
+        build([], [], [], Defaults(), "d", "n", budgets=[budget("b")] * 2)
     with pytest.raises(ValueError, match="unknown rule `none`"):
-        build([allow("a")], [], [], Defaults(), "d", "n", [], frozenset({"a", "none"}))
+        build([allow("a")], [], [], Defaults(), "d", "n", keep_rules=frozenset({"a", "none"}))
 
 
 def test_a_policy_set_keeps_what_quarantine_leaves_open() -> None:

@@ -22,7 +22,7 @@ from policies.ledger import Book, Standing
 OTHER = "other"  # a word outside its closed set, as in proxy/metrics.py
 HALT_REASONS = frozenset({"operator", "budget"})
 
-_ACCOUNT = re.compile(r"[A-Za-z0-9._-]{1,64}/[A-Za-z0-9._-]{1,64}(?:/[A-Za-z0-9._-]{1,64})?")
+_ACCOUNT = re.compile(r"[A-Za-z0-9._-]{1,64}/([A-Za-z0-9._-]{1,64})(?:/[A-Za-z0-9._-]{1,64})?")
 _ACCOUNTS_MAX = 10_000  # that ran out in one run; the operator opens each of them
 _LABELS = ("account", "unit")
 
@@ -40,7 +40,8 @@ class BudgetMetrics(Collector):
         self._agents, self._failed = agents, failed
         self._read_book: Callable[[], Book | None] = lambda: None
         self._now_ms: Callable[[], int] = lambda: 0
-        self._ran_out: set[str] = set()
+        self._shown: set[str] = set()  # accounts that were in the book
+        self._ran_out: set[str] = set()  # and those that ended something
         # before the counters: a series that begins at 0 is one whose first rise is seen
         registry.register(self)
         self._steps = Counter(
@@ -74,7 +75,7 @@ class BudgetMetrics(Collector):
     def count_exhausted(self, account: str, unit: str) -> None:
         """An account (its base name) that did not suffice."""
         if account not in self._ran_out:
-            if not _ACCOUNT.fullmatch(account) or len(self._ran_out) >= _ACCOUNTS_MAX:
+            if not self._is_account(account) or len(self._ran_out) >= _ACCOUNTS_MAX:
                 account = OTHER
             self._ran_out.add(account)
         self._exhausted.labels(account, unit if unit in UNITS else OTHER).inc()
@@ -82,6 +83,11 @@ class BudgetMetrics(Collector):
     def count_halt(self, reason: str) -> None:
         """An agent became halted: by the `operator`, or by a threshold of a `budget`."""
         self._halts.labels(reason if reason in HALT_REASONS else OTHER).inc()
+
+    def _is_account(self, account: str) -> bool:
+        """In the book, or so new that nobody asked since: then of an agent of the policy."""
+        found = _ACCOUNT.fullmatch(account)
+        return account in self._shown or (found is not None and found[1] in self._agents())
 
     def describe(self) -> Iterable[Metric]:
         """The names, for the registry, without reading anything."""
@@ -112,6 +118,7 @@ class BudgetMetrics(Collector):
         for known in sorted(book.accounts.values(), key=lambda account: account.base):
             account = copy(known)
             roll(account, now_ms)
+            self._shown.add(account.base)
             for unit in _units(account):
                 labels = account.base, unit
                 spent.add_metric(labels, account.spent_of(unit, now_ms))

@@ -93,11 +93,25 @@ def test_what_ran_out_is_counted_from_0_on() -> None:
 def test_accounts_that_ran_out_are_bounded() -> None:
     metrics = show()
     for number in range(10_050):
-        metrics.count_exhausted(f"b/a/{number}", "steps")
-    metrics.count_exhausted("b/a\n", "steps")
+        metrics.count_exhausted(f"b/coder/{number}", "steps")
+    metrics.count_exhausted("b/coder\n", "steps")
     (family,) = (f for f in metrics.registry.collect() if f.name == "tollkeeper_budget_exhausted")
     assert len(family.samples) == 10_001
     assert read(metrics, "budget_exhausted_total", account="other", unit="steps") == 51
+
+
+@pytest.mark.parametrize("account_name", ["b/stranger", "coder", "b/c/coder", "", "b/coder/s/t"])
+def test_what_is_no_account_is_other(account_name: str) -> None:
+    metrics = show()
+    metrics.count_exhausted(account_name, "steps")
+    assert read(metrics, "budget_exhausted_total", account="other", unit="steps") == 1
+
+
+def test_an_account_of_an_agent_that_is_gone_keeps_its_name() -> None:
+    metrics = show(Account("daily", "gone", "", Contract({"steps": Term(1, 1)})))
+    metrics.exposition()
+    metrics.count_exhausted("daily/gone", "steps")
+    assert read(metrics, "budget_exhausted_total", account="daily/gone", unit="steps") == 1
 
 
 def test_steps_and_halts_are_counted_from_0_on() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from policies.budget import Account, Contract, Term
+from policies.budget import UNITS, Account, Contract, Term
 from policies.ledger import Book
 from policies.reasons import REASONS
 from proxy.metrics import CONTENT_TYPE, Metrics
@@ -69,6 +69,7 @@ def test_no_text_grows_the_label_sets(words: list[str]) -> None:
         "rejected",
         "unchanged",
         *REASONS,
+        *UNITS,
     }
     samples = [sample for family in metrics.registry.collect() for sample in family.samples]
     for sample in samples:

@@ -1,0 +1,230 @@
+"""Budget arithmetic behind the hold: what is booked, released, and put in place."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policies import budget
+from policies.budget import (
+    Account,
+    Amount,
+    Contract,
+    Term,
+    allocate,
+    put,
+    reserve,
+    roll,
+    settle,
+)
+from policies.model import ContractBroken
+from tests.kit.ledgers import (
+    DAY_MS,
+    MIDNIGHT_MS,
+    NOON_MS,
+    account,
+    contract,
+    held,
+    order,
+)
+
+NAME = "daily/coder"
+FRIDAY = "daily/coder@2024-10-04T00:00:00Z"
+SATURDAY = "daily/coder@2024-10-05T00:00:00Z"
+
+
+# Allocating and settling
+
+
+@pytest.mark.parametrize(
+    ("counted", "booked"),
+    [
+        ({}, {"requests": 2}),
+        ({"bytes_out": 0, "bytes_in": 0}, {"requests": 2}),
+        ({"bytes_out": 10}, {"requests": 2, "bytes_out": 10}),
+        ({"bytes_out": 100}, {"requests": 2, "bytes_out": 100}),
+        ({"bytes_out": 101}, {"requests": 2, "bytes_out": 100}),
+        ({"bytes_in": 50, "bytes_out": 1}, {"requests": 2, "bytes_out": 1, "bytes_in": 50}),
+    ],
+)
+def test_exact_units_are_booked_in_full_and_bytes_as_counted(
+    counted: dict[str, int], booked: dict[str, int]
+) -> None:
+    holds = [
+        Amount(NAME, "requests", 2),
+        Amount(NAME, "wall_time", 0),
+        Amount(NAME, "bytes_out", 100),
+        Amount(NAME, "bytes_in", 50),
+    ]
+    assert allocate(holds, counted) == tuple(
+        sorted(Amount(NAME, unit, amount) for unit, amount in booked.items())
+    )
+
+
+@pytest.mark.parametrize(
+    ("counted", "friday", "saturday"),
+    [(5, 5, 0), (100, 100, 0), (101, 100, 1), (140, 100, 40), (160, 100, 60), (999, 100, 60)],
+)
+def test_a_stream_that_outlasts_a_period_pays_in_both(
+    counted: int, friday: int, saturday: int
+) -> None:
+    holds = [Amount(FRIDAY, "bytes_in", 60), Amount(FRIDAY, "bytes_in", 40)]
+    holds += [Amount(SATURDAY, "bytes_in", 60)]
+    booked = {one.account: one.amount for one in allocate(holds, {"bytes_in": counted})}
+    assert booked == {
+        name: amount for name, amount in ((FRIDAY, friday), (SATURDAY, saturday)) if amount
+    }
+
+
+def test_every_account_pays_the_whole_count() -> None:
+    holds = [Amount("a/x", "bytes_in", 60), Amount("b/x", "bytes_in", 60)]
+    assert [one.amount for one in allocate(holds, {"bytes_in": 50})] == [50, 50]
+    both = [Amount("a/x", "bytes_in", 60), Amount("a/x", "bytes_out", 60)]
+    assert [one.amount for one in allocate(both, {"bytes_in": 50, "bytes_out": 40})] == [50, 40]
+
+
+@given(st.lists(st.integers(0, 9), max_size=6), st.integers(0, 60))
+def test_what_is_allocated_is_what_was_counted_up_to_what_was_held(
+    slices: list[int], counted: int
+) -> None:
+    holds = [Amount(f"a/x@{n // 2}", "bytes_in", one) for n, one in enumerate(slices)]
+    booked = allocate(holds, {"bytes_in": counted})
+    assert sum(one.amount for one in booked) == min(counted, sum(slices))
+    assert all(one.amount > 0 for one in booked)
+
+
+def test_a_settlement_releases_what_was_held_and_books_what_was_spent() -> None:
+    one = account(requests=9, bytes_in=100)
+    one.spent, one.held = {"bytes_in": 5}, {"requests": 3, "bytes_in": 80}
+    holds = [
+        Amount(NAME, "requests", 1),
+        Amount(NAME, "bytes_in", 50),
+        Amount(NAME, "bytes_in", 30),
+    ]
+    settle([one], holds, [Amount(NAME, "requests", 1), Amount(NAME, "bytes_in", 70)])
+    assert one.spent == {"requests": 1, "bytes_in": 75}
+    assert one.held == {"requests": 2}
+
+
+def test_a_void_releases_and_books_nothing() -> None:
+    one = account(requests=9)
+    one.held["requests"] = 3
+    settle([one], [Amount(NAME, "requests", 2)], [])
+    assert (one.spent, one.held) == ({}, {"requests": 1})
+
+
+def test_what_a_closed_period_is_owed_stays_with_it() -> None:
+    one = account(window_ms=DAY_MS, requests=9)
+    hold = held(reserve([one], order(requests=2)))
+    roll(one, MIDNIGHT_MS)
+    reserve([one], order("d-2", now_ms=MIDNIGHT_MS, requests=1))
+    settle([one], hold.amounts, hold.amounts)
+    assert (one.spent, one.held) == ({}, {"requests": 1})
+
+
+@pytest.mark.parametrize(
+    "spent",
+    [
+        [Amount(NAME, "requests", 3)],
+        [Amount(NAME, "requests", -1)],
+        [Amount(NAME, "steps", 1)],
+        [Amount("b/coder", "requests", 1)],
+        [Amount(NAME, "requests", 2), Amount(NAME, "requests", 1)],
+    ],
+)
+def test_more_than_was_held_is_never_booked(spent: list[Amount]) -> None:
+    one = account(requests=9, steps=9)
+    one.held["requests"] = 2
+    with pytest.raises(ContractBroken, match="I2"):
+        settle([one], [Amount(NAME, "requests", 2)], spent)
+    assert (one.spent, one.held) == ({}, {"requests": 2})
+
+
+def test_a_zero_that_was_held_may_be_booked() -> None:
+    one = account(requests=9)
+    settle([one], [Amount(NAME, "requests", 0)], [Amount(NAME, "requests", 0)])
+    assert (one.spent, one.held) == ({}, {})
+
+
+@pytest.mark.parametrize("held_now", [{}, {"requests": 1}])
+def test_a_hold_that_was_released_is_not_released_again(held_now: dict[str, int]) -> None:
+    one = account(requests=9)
+    one.held.update(held_now)
+    with pytest.raises(ContractBroken, match="I3"):
+        settle([one], [Amount(NAME, "requests", 2)], [])
+
+
+def test_what_has_gone_is_not_booked_again() -> None:
+    one = account(bytes_in=100)
+    one.spent["bytes_in"] = 60  # counted when the window changed
+    gone = [Amount(FRIDAY, "bytes_in", 60)]
+    settle([one], [], [Amount(FRIDAY, "bytes_in", 60)], gone)
+    assert one.spent == {"bytes_in": 60}
+    with pytest.raises(ContractBroken, match="I2"):
+        settle([one], [], [Amount(FRIDAY, "bytes_in", 61)], gone)
+
+
+@pytest.mark.parametrize(("booked", "more"), [(0, 0), (60, 0), (61, 1), (70, 10)])
+def test_of_what_has_gone_only_the_rest_is_booked(booked: int, more: int) -> None:
+    one = account(bytes_in=100)
+    one.spent["bytes_in"], one.held["bytes_in"] = 60, 10
+    amounts = [Amount(NAME, "bytes_in", booked)]
+    settle([one], [Amount(NAME, "bytes_in", 10)], amounts, [Amount(NAME, "bytes_in", 60)])
+    assert (one.spent, one.held) == ({"bytes_in": 60 + more}, {})
+
+
+# Copies and contracts
+
+
+def test_a_copy_changes_on_its_own() -> None:
+    one = account("daily", "coder", "s-1", window_ms=DAY_MS, at=[(80, "warn")], requests=5)
+    one.spent["requests"], one.held["requests"], one.first_ms = 2, 1, NOON_MS
+    other = budget.copy(one)
+    assert other == one
+    other.spent["requests"], other.held["requests"] = 9, 9
+    assert (one.spent, one.held) == ({"requests": 2}, {"requests": 1})
+
+
+def test_a_new_account_is_put_as_it_is() -> None:
+    one = account(requests=5)
+    new = put(None, one)
+    assert new == one
+    assert new is not one
+
+
+def test_within_a_period_only_the_contract_is_put() -> None:
+    known, other = account(requests=5), account(requests=9)
+    known.spent["requests"], known.held["requests"], known.first_ms = 3, 1, NOON_MS
+    other.spent["requests"] = 0
+    merged = put(known, other)
+    assert merged.contract == other.contract
+    assert (merged.spent, merged.held) == ({"requests": 3}, {"requests": 1})
+    assert merged.first_ms == NOON_MS
+    assert known.contract.terms == {"requests": Term(5, 5)}
+
+
+def test_another_window_counts_what_is_held_as_spent() -> None:
+    known, other = account(window_ms=DAY_MS, requests=9, steps=9), account(requests=9)
+    known.spent, known.held = {"requests": 3}, {"requests": 2, "steps": 1}
+    merged = put(known, other)
+    assert (merged.name, merged.from_ms) == (NAME, 0)
+    assert (merged.spent, merged.held) == ({"requests": 5, "steps": 1}, {})
+    assert known.held == {"requests": 2, "steps": 1}
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+def test_the_same_window_never_moves_the_period(days: int) -> None:
+    known = account(window_ms=DAY_MS, requests=9)
+    known.held["requests"] = 2
+    other = replace(known, from_ms=known.from_ms + days * DAY_MS, name="")
+    merged = put(known, other)
+    assert (merged.name, merged.held) == (FRIDAY, {"requests": 2})
+
+
+def test_another_window_that_begins_at_the_same_moment_keeps_the_period() -> None:
+    known = account(window_ms=DAY_MS, requests=9)
+    known.held["requests"] = 2
+    merged = put(known, Account("daily", "coder", "", contract({}, window_ms=1), known.from_ms))
+    assert (merged.name, merged.held) == (FRIDAY, {"requests": 2})
+    assert merged.contract == Contract({}, 1)

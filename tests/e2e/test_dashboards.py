@@ -61,8 +61,8 @@ AGENTS = """agents:
 """
 BUDGETS = """budgets:
   daily: { each: agent, who: { agents: [worker, spender] }, window: 1d,
-    limits: { requests: 20, steps: 1000, bytes_out: 1MB, bytes_in: 1MB } }
-  life: { each: agent, who: { agents: greedy }, limits: { requests: 5, wall_time: 1h },
+    limits: { requests: 20, steps: 1000, bytes_out: 1MB, bytes_in: 1MB, wall_time: 2h } }
+  life: { each: agent, who: { agents: greedy }, limits: { requests: 5 },
     at: [ { reached: 100%, do: halt } ] }
   close: { each: agent, who: { agents: watched }, limits: { risk: 10, effort: 100 },
     at: [ { reached: 10%, do: warn }, { reached: 50%, do: quarantine } ] }

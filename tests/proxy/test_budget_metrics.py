@@ -1,6 +1,5 @@
 """What is shown of budgets and agents' states, and where it comes from."""
 
-import subprocess
 from collections.abc import Callable
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from policies.budget import UNITS, Account, Contract, State, Term
 from policies.ledger import Book, Standing
 from proxy.metrics import Metrics
+from tests.kit.prometheus import check
 
 DAY_MS = 86_400_000
 NOW_MS = 20_777 * DAY_MS + 5_000
@@ -153,11 +153,4 @@ def test_promtool_finds_nothing_to_complain_about() -> None:
     metrics = show(account(spent=dict.fromkeys(UNITS, 1)), coder=Standing(State.WARNED))
     metrics.count_request("coder", "deny", "budget-exhausted")
     metrics.count_exhausted("daily/coder", "requests")
-    found = subprocess.run(
-        ["promtool", "check", "metrics"],
-        input=metrics.exposition(),
-        capture_output=True,
-        timeout=30,
-        check=False,
-    )
-    assert (found.returncode, found.stdout + found.stderr) == (0, b"")
+    assert check("check", "metrics", given=metrics.exposition().decode()) == (0, "")

@@ -47,7 +47,9 @@ def test_every_option_has_its_variable_spelled_out(words: tuple[str, ...]) -> No
 
 
 def test_commands_of_later_issues_do_not_appear() -> None:
-    assert set(COMMANDS) == {"init", "serve", "agent", "policy", "audit", "doctor"}
+    assert set(COMMANDS) == {
+        *("init", "serve", "agent", "budget", "halt", "policy", "audit", "doctor")
+    }
     later = {"--mode", "--workers", "--ledger"}
     options = {name for option in EVERY[("serve",)].params for name in option.opts}
     assert options & later == set()

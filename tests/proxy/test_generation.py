@@ -13,6 +13,8 @@ import pytest
 import proxy.generation
 from audit.writer import LogUnavailable
 from policies.compile import compile_policy
+from policies.ledger import LedgerUnavailable
+from policies.policy_set import PolicySet
 from proxy.generation import PolicyKeeper
 from proxy.metrics import Metrics
 from proxy.settings import Settings
@@ -34,6 +36,8 @@ class House:
     folder: Path
     observe: bool = False
     swaps: list[str] = field(default_factory=list)
+    adopted: list[tuple[str, int]] = field(default_factory=list)  # and what was in force by then
+    adopt_error: Exception | None = None
 
     def __post_init__(self) -> None:
         self.file = self.folder / "policies.yaml"
@@ -49,9 +53,16 @@ class House:
             compile_policy(self.file),
             recorder=self.recorder,
             metrics=self.metrics,
+            adopt=self._adopt,
             swapped=lambda: self.swaps.append(self.digest),
         )
         return self.keeper
+
+    async def _adopt(self, policy_set: PolicySet) -> None:
+        if self.adopt_error is not None:
+            raise self.adopt_error
+        in_force = self.keeper.generation.serial
+        self.adopted.append((policy_set.digest, in_force))
 
     @property
     def digest(self) -> str:
@@ -110,6 +121,51 @@ def test_without_a_log_no_policy_comes_into_force(house: House) -> None:
     with pytest.raises(LogUnavailable):
         play(house)
     assert house.keeper.generation.serial == 0
+
+
+def test_its_limits_are_adopted_behind_its_record_and_before_it_is_in_force(house: House) -> None:
+    play(house, write(house.file, text("b.test")), reload(house))
+    assert [in_force for _, in_force in house.adopted] == [0, 1]
+    assert [digest for digest, _ in house.adopted] == house.swaps
+
+
+ADOPT_FAULTS = [LogUnavailable("audit-disk-full", "x"), LedgerUnavailable("x"), OSError("x")]
+
+
+@pytest.mark.parametrize("error", ADOPT_FAULTS, ids=repr)
+def test_a_policy_whose_limits_cannot_be_adopted_is_not_in_force(
+    house: House, error: Exception
+) -> None:
+    house.adopt_error = error
+    with pytest.raises(type(error)):
+        play(house)
+    assert house.keeper.generation.serial == 0
+    assert house.swaps == []
+
+
+@pytest.mark.parametrize("error", ADOPT_FAULTS, ids=repr)
+def test_a_reload_whose_limits_cannot_be_adopted_waits_and_comes_into_force_later(
+    house: House, error: Exception
+) -> None:
+    def break_books() -> None:
+        house.adopt_error = error
+
+    def mend_books() -> None:
+        house.adopt_error = None
+
+    steps = (break_books, write(house.file, text("b.test")), reload(house), mend_books)
+    assert play(house, *steps, watch_until_applied(house))[2] == "rejected"
+    assert house.keeper.generation.serial == 2
+    assert house.keeper.problem == ""
+
+
+def watch_until_applied(house: House) -> Callable[[], Awaitable[None]]:
+    async def watch() -> None:
+        task = asyncio.ensure_future(house.keeper.watch())
+        await wait_for(lambda: house.keeper.generation.serial == 2)
+        task.cancel()
+
+    return watch
 
 
 def test_a_change_is_applied(house: House) -> None:
@@ -258,14 +314,8 @@ def test_a_policy_that_cannot_be_recorded_is_not_applied_and_tried_again(house: 
         house.recorder.faults.clear()
         house.recorder.failure = None
 
-    async def watch() -> None:
-        task = asyncio.ensure_future(house.keeper.watch())
-        await wait_for(lambda: house.keeper.generation.serial == 2)
-        task.cancel()
-
-    results = play(
-        house, break_log, write(house.file, text("b.test")), reload(house), mend_log, watch
-    )
+    steps = (break_log, write(house.file, text("b.test")), reload(house), mend_log)
+    results = play(house, *steps, watch_until_applied(house))
     assert results[2] == "rejected"
     assert house.keeper.problem == ""
 

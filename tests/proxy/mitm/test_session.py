@@ -23,13 +23,18 @@ def session(**parts: Any) -> tuple[Session, Any]:
 
 def test_ending_a_session_ends_each_of_its_exchanges_once() -> None:
     made, recorder = session()
-    for path in ("/ok/1", "/ok/2"):
-        call = Message(path).call()
-        verdict = asyncio.run(made.enforcer.judge(made.enforcer.open(call), call))
-        assert isinstance(verdict, Admitted)
-        made.exchanges[verdict.exchange.id] = verdict.exchange
-    made.end("client-gone")
-    made.end("draining")
+
+    async def main() -> None:
+        for path in ("/ok/1", "/ok/2"):
+            call = Message(path).call()
+            verdict = await made.enforcer.judge(made.enforcer.open(call), call)
+            assert isinstance(verdict, Admitted)
+            made.exchanges[verdict.exchange.id] = verdict.exchange
+        made.end("client-gone")
+        made.end("draining")
+        await made.enforcer.bookkeeper.flush()
+
+    asyncio.run(main())
     assert [event["error"] for event in recorder.of("outcome")] == ["client-gone"] * 2
     assert made.exchanges == {}
     assert made.ended

@@ -78,9 +78,8 @@ PLACES: dict[str, tuple[str, str]] = {
     "screen": ("proxy.exchange", "screen"),
     "resolve": ("proxy.destination", "Resolver.resolve"),
     "decide": ("proxy.exchange", "decide"),
-    "reserve": ("policies.ledger.memory", "MemoryLedger.reserve"),
-    "settle": ("policies.ledger.memory", "MemoryLedger.settle"),
-    "void": ("policies.ledger.memory", "MemoryLedger.void"),
+    "reserve": ("policies.ledger.sqlite", "SqliteLedger.reserve"),
+    "settle": ("policies.ledger.sqlite", "SqliteLedger.settle"),
     "digest": ("proxy.exchange", "ticket_digest"),
     # recording
     "store": ("audit.writer", "Writer.store"),

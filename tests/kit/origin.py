@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Self
 
+_Send = Callable[[bytes], None]
 _WEBSOCKET_GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
@@ -50,6 +51,7 @@ class Origin:
     on_head: Callable[["Seen"], None] = lambda _seen: None  # called for each head, before all else
     requests: list[Seen] = field(default_factory=list)
     received: list[bytearray] = field(default_factory=list)
+    sent: list[bytearray] = field(default_factory=list)  # by connection, like `received`
     connections: int = 0
     touched: int = 0  # connections on which anything arrived, be it only a ClientHello
     port: int = 0
@@ -102,7 +104,9 @@ class Origin:
 
     def _serve(self, plain: socket.socket) -> None:
         log = bytearray()
+        sent = bytearray()
         self.received.append(log)
+        self.sent.append(sent)
         connection = plain
         self._open.add(connection)
         try:
@@ -114,7 +118,12 @@ class Origin:
                 self._open.add(connection)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             reader = _Reader(connection, log)
-            while self._answer_one(connection, reader):
+
+            def send(data: bytes) -> None:
+                connection.sendall(data)
+                sent.extend(data)
+
+            while self._answer_one(send, reader):
                 pass
         except (OSError, ValueError):
             pass
@@ -123,7 +132,7 @@ class Origin:
             with contextlib.suppress(OSError):
                 connection.close()
 
-    def _answer_one(self, connection: socket.socket, reader: "_Reader") -> bool:
+    def _answer_one(self, send: _Send, reader: "_Reader") -> bool:
         head = reader.until(b"\r\n\r\n")
         if not head:
             return False
@@ -139,12 +148,9 @@ class Origin:
             seen.body = b"".join(reader.chunks())
         elif lengths:
             seen.body = reader.exactly(int(lengths[0]))
-        return self._answer(connection, reader, method, path, seen)
+        return self._answer(send, reader, method, path, seen)
 
-    def _answer(
-        self, connection: socket.socket, reader: "_Reader", method: str, path: str, seen: Seen
-    ) -> bool:
-        send = connection.sendall
+    def _answer(self, send: _Send, reader: "_Reader", method: str, path: str, seen: Seen) -> bool:
         if path in self.raw_answers:
             send(self.raw_answers[path])
             return False
@@ -156,7 +162,7 @@ class Origin:
                 send(b"5\r\ndrip\n\r\n")
                 time.sleep(float(path[6:]))
         if path == "/ws":
-            return self._echo_frames(connection, reader, seen)
+            return self._echo_frames(send, reader, seen)
         if path == "/switch":
             send(_head("101 Switching Protocols", "Connection: Upgrade", "Upgrade: raw") + b"raw")
             reader.until(b"never")
@@ -189,14 +195,14 @@ class Origin:
             send(body)
         return True
 
-    def _trickle(self, send: Callable[[bytes], None], count: int) -> bool:
+    def _trickle(self, send: _Send, count: int) -> bool:
         send(_head("200 OK", f"Content-Length: {count}"))
         for _ in range(count):
             time.sleep(0.05)
             send(b"t")
         return True
 
-    def _send_events(self, send: Callable[[bytes], None]) -> bool:
+    def _send_events(self, send: _Send) -> bool:
         send(_head("200 OK", "Content-Type: text/event-stream", "Transfer-Encoding: chunked"))
         for number in range(3):
             event = b"data: %d\n\n" % number
@@ -205,10 +211,10 @@ class Origin:
         send(b"0\r\n\r\n")
         return True
 
-    def _echo_frames(self, connection: socket.socket, reader: "_Reader", seen: Seen) -> bool:
+    def _echo_frames(self, send: _Send, reader: "_Reader", seen: Seen) -> bool:
         key = (seen.values("sec-websocket-key") or [""])[0]
         accept = base64.b64encode(hashlib.sha1((key + _WEBSOCKET_GUID).encode()).digest())
-        connection.sendall(
+        send(
             b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
             b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
         )
@@ -225,7 +231,7 @@ class Origin:
                 short = b"\x7f" + size.to_bytes(8)
             else:
                 short = b"\x7e" + size.to_bytes(2) if size > 125 else bytes([size])
-            connection.sendall(head[:1] + short + data)
+            send(head[:1] + short + data)
             if head[0] & 0x0F == 8:
                 return False
         return False

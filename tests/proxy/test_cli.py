@@ -50,7 +50,7 @@ def test_commands_of_later_issues_do_not_appear() -> None:
     assert set(COMMANDS) == {
         *("init", "serve", "agent", "budget", "halt", "policy", "audit", "doctor")
     }
-    later = {"--mode", "--workers", "--ledger"}
+    later = {"--mode", "--workers"}
     options = {name for option in EVERY[("serve",)].params for name in option.opts}
     assert options & later == set()
 

@@ -1,7 +1,8 @@
 """What of an upstream's answer reaches the agent. PURE.
 
 Hop-by-hop fields end here (RFC 9110 section 7.6.1); so do fields that would send the agent round
-us (Alt-Svc) or make it hand its proxy credential to an origin (Proxy-*, 407: threats.md H7).
+us (Alt-Svc) or make it hand its proxy credential to an origin (Proxy-*, 407: threats.md H7), and
+those by which we speak ourselves (Tollkeeper-*): what is said of a budget is the proxy's word.
 Framing is rebuilt, never copied.
 """
 
@@ -14,6 +15,7 @@ Framing = Literal["none", "length", "chunked", "close"]
 _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"alt-svc"}
 )
+_OURS = (b"proxy-", b"tollkeeper-")
 _FRAMING = frozenset({b"content-length", b"content-encoding", b"content-type", b"set-cookie"})
 _BODILESS = frozenset({204, 304})
 
@@ -94,7 +96,7 @@ def _strip(headers: Fields) -> Fields:
     return tuple(
         (name, value)
         for name, value in headers
-        if (lower := name.lower()) not in dropped and not lower.startswith(b"proxy-")
+        if (lower := name.lower()) not in dropped and not lower.startswith(_OURS)
     )
 
 

@@ -66,6 +66,7 @@ def test_an_approved_websocket_switches() -> None:
     [
         b"Connection", b"Keep-Alive", b"TE", b"Trailer", b"Transfer-Encoding", b"Upgrade",
         b"Alt-Svc", b"Proxy-Authenticate", b"Proxy-Authentication-Info", b"proxy-status",
+        b"Tollkeeper-Budget",
     ],
 )  # fmt: skip
 def test_fields_of_the_hop_end_here(name: bytes) -> None:
@@ -114,6 +115,7 @@ def test_every_other_field_is_untouched_and_in_order() -> None:
 def test_trailers_tell_nothing_that_a_head_could_not() -> None:
     passed = ((b"grpc-status", b"0"), (b"grpc-message", b"fine"))
     stopped = (
+        (b"tollkeeper-budget", b'"a"'),
         (b"alt-svc", b'h3=":443"'), (b"proxy-authenticate", b"Basic"), (b"connection", b"x-hop"),
         (b"x-hop", b"1"), (b"x", b"a\r\nb: c"), (b":status", b"200"), (b"content-length", b"9"),
         (b"transfer-encoding", b"chunked"),

@@ -51,6 +51,8 @@ def check_budgets(
     draft: Draft, budgets: Sequence[Judged], agents: Sequence[Agent], rules: Sequence[Rule]
 ) -> list[Finding]:
     """Every finding about budgets. `rules` are those that the schema accepts."""
+    if not budgets:
+        return []
     allows = [rule for rule in rules if rule.verdict is Verdict.ALLOW and not rule.shadow]
     findings: list[Finding] = []
     for budget, part in budgets:
@@ -64,7 +66,7 @@ def check_budgets(
             (budgets, draft.budgets), (agents, draft.agents), (rules, draft.rules)
         )
     )  # fmt: skip
-    if whole and budgets:
+    if whole:
         findings += _check_agents(draft, budgets, agents, allows)
     return findings
 

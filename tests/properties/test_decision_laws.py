@@ -383,6 +383,32 @@ def test_observe_mode_changes_only_what_lacked_an_allow(
         assert observed.reason in ("observed", "address-not-public")
 
 
+@given(policies, st.data(), requests(), callers, answers)
+@settings(max_examples=200, deadline=None)
+def test_quarantine_decides_as_a_file_without_the_other_allows_does(
+    some: list[Rule],
+    data: st.DataObject,
+    request: Request,
+    caller: Principal,
+    found: tuple[Address, ...],
+) -> None:
+    kept = data.draw(st.frozensets(st.sampled_from([rule.id for rule in some]))) if some else set()
+    keep = frozenset(kept)
+    full = build(some, AGENTS, (), Defaults(mode="observe"), "d", "n", keep_rules=keep)
+    decision = decide(
+        request, caller, full, addresses=found, now=NOW, observe=True, keep_rules=keep
+    )
+    less = [rule for rule in some if rule.id in keep or rule.verdict is Verdict.DENY]
+    plain = asked(less, request, caller, found)
+    lacks = plain.reason in ("no-rule-matched", "address-not-public")
+    assert decision.reason == ("quarantined" if lacks else plain.reason)
+    assert (decision.verdict, decision.rules) == (plain.verdict, plain.rules)
+    assert decision.obligations == plain.obligations
+    if decision.verdict is Verdict.ALLOW:
+        place: Any = {"host": request.host, "port": request.port, "scheme": None, "now": NOW}
+        assert screen(caller, full, **place, keep_rules=keep).verdict is Verdict.ALLOW
+
+
 @given(policies, requests(), callers, answers)
 @settings(max_examples=100, deadline=None)
 def test_explain_agrees_with_the_decision_it_explains(

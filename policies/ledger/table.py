@@ -13,7 +13,7 @@ Rule 3: accounts come in the order of (budget, session), so that every ledger na
 
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -40,6 +40,7 @@ CREATE TABLE standing (
 """
 _ACCOUNT = "SELECT budget, agent, session, contract, from_ms, first_ms, amounts, name FROM account"
 _encode = json.JSONEncoder(separators=(",", ":")).encode
+_NOTHING = "[]"
 _scan = json.JSONDecoder().raw_decode  # what `loads` does besides costs as much again
 
 
@@ -139,7 +140,7 @@ class Table:
         decision_id, agent, session, amounts, gone = reservation
         self._execute(
             "INSERT OR REPLACE INTO reservation VALUES (?, ?, ?, ?, ?)",
-            (decision_id, agent, session, _encode(amounts), _encode(gone)),
+            (decision_id, agent, session, _encode(amounts), _encode(gone) if gone else _NOTHING),
         )
 
     def delete_reservation(self, decision_id: str) -> None:
@@ -178,9 +179,14 @@ type _Key = tuple[str, int, int, str, str, str, str]
 
 
 def _write_standing(account: Account) -> _Key:
-    amounts = _encode((account.spent, account.held))
+    amounts = f"[{_write_units(account.spent)},{_write_units(account.held)}]"
     key = account.agent, account.budget, account.session
     return account.name, account.from_ms, account.first_ms, amounts, *key
+
+
+def _write_units(amounts: Mapping[str, int]) -> str:
+    """As JSON; unit names need no escape. The encoder would cost four times as much."""
+    return "{" + ",".join([f'"{unit}":{amount}' for unit, amount in amounts.items()]) + "}"
 
 
 def _read_account(row: tuple[str, str, str, str, int, int, str, str]) -> Account:
@@ -200,7 +206,7 @@ def _read_reservation(
 ) -> Reservation:
     try:
         held = tuple([Amount(*one) for one in _decode(amounts)])
-        counted = tuple([Amount(*one) for one in _decode(gone)])
+        counted = () if gone == _NOTHING else tuple([Amount(*one) for one in _decode(gone)])
     except (ValueError, TypeError) as error:
         raise DamagedRow(f"reservation `{decision_id}` does not read back: {error}") from error
     return Reservation(decision_id, agent, session, held, counted)

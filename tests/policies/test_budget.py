@@ -10,10 +10,14 @@ import pytest
 
 from policies import budget
 from policies.budget import (
+    BYTE_UNITS,
     LIMIT_MAX,
     SLICE_BYTES,
+    UNITS,
+    Account,
     Amount,
     Closed,
+    Contract,
     Hold,
     Left,
     State,
@@ -97,6 +101,29 @@ def test_states_have_an_order_and_words() -> None:
         "halt": State.HALTED,
     }
     assert {do: Threshold(1, do).state for do in does} == does  # type: ignore[arg-type]
+
+
+def test_units_and_the_highest_limit_are_what_records_and_policies_say() -> None:
+    assert (
+        *("requests", "steps", "effort", "risk", "bytes_out", "bytes_in", "wall_time"),
+    ) == UNITS
+    assert frozenset({"bytes_out", "bytes_in"}) == BYTE_UNITS
+    assert (LIMIT_MAX, SLICE_BYTES) == (9_007_199_254_740_991, 262_144)
+
+
+def test_what_is_not_said_is_the_least() -> None:
+    plain = Account("daily", "coder", "", Contract())
+    assert (plain.from_ms, plain.first_ms, plain.spent, plain.held) == (0, 0, {}, {})
+    assert (Contract().terms, Contract().window_ms, Contract().at) == ({}, 0, ())
+    assert not budget.Extension("d-1", "bytes_in", 1, NOON_MS).whole
+    asked = budget.Order("d-1", "coder", "s-1", NOON_MS, {})
+    assert (asked.slices, asked.wants_left) == (frozenset(), True)
+    assert Hold() == ((), {}, (), (), ())
+    assert budget.Shortfall("a/b", "a", "steps", 1, 0, 0).left == ()
+
+
+def test_a_name_that_is_given_is_kept() -> None:
+    assert Account("daily", "coder", "", Contract(), name="daily/coder@then").name[-4:] == "then"
 
 
 # What is left

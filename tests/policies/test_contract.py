@@ -144,6 +144,21 @@ def test_accepting_takes_what_the_file_says_and_forgets_nothing() -> None:
     assert (after.spent, after.held) == ({"requests": 4}, {"requests": 1})
 
 
+@pytest.mark.parametrize(("says", "limit"), [(5, 8), (8, 8), (9, 9)])
+def test_accepting_takes_no_limit_back_that_was_raised_by_hand(says: int, limit: int) -> None:
+    one = using(requests=5)
+    one.contract = raise_limit(one.contract, "requests", 8)
+    after = accept(one, filed(requests=says, steps=2), NOON_MS)
+    assert after.contract.terms == terms(requests=(limit, says), steps=2)
+
+
+def test_accepting_another_window_takes_its_limits_as_they_are_filed() -> None:
+    one = using(requests=5)
+    one.contract = raise_limit(one.contract, "requests", 8)
+    after = accept(one, filed(requests=5, window_ms=DAY_MS), NOON_MS)
+    assert after.contract == Contract(terms(requests=5), DAY_MS)
+
+
 def test_accepting_that_a_budget_is_gone_takes_its_limits_away() -> None:
     after = accept(using(requests=5), None, NOON_MS)
     assert after.contract == Contract()

@@ -102,4 +102,9 @@ def _strip(headers: Fields) -> Fields:
 
 def count_head_bytes(headers: Fields, first_line_bytes: int) -> int:
     """Size of a head in its HTTP/1.1 form: the figure every adapter counts."""
-    return first_line_bytes + 4 + sum(len(name) + len(value) + 4 for name, value in headers)
+    return first_line_bytes + 4 + count_field_bytes(headers)
+
+
+def count_field_bytes(fields: Fields) -> int:
+    """Size of field lines in their HTTP/1.1 form: trailers are counted so, without framing."""
+    return sum(len(name) + len(value) + 4 for name, value in fields)

@@ -45,7 +45,12 @@ from proxy.mitm.pressure import Hasten
 from proxy.mitm.session import session_of
 from proxy.mitm.websocket import WebSocketRelay
 from proxy.mitm.wire1 import Continue, ReceivedHead, Refusal, TicketedHead, wire_request
-from proxy.response import count_head_bytes, prepare_answer, prepare_trailers
+from proxy.response import (
+    count_field_bytes,
+    count_head_bytes,
+    prepare_answer,
+    prepare_trailers,
+)
 from proxy.vocabulary import (
     Event,
     Failed,
@@ -261,7 +266,7 @@ class Stream(layer.Layer):
 
     def _on_response_trailers(self, event: ResponseTrailers) -> layer.CommandGenerator[None]:
         fields = prepare_trailers(event.trailers.fields)
-        cut = yield from self._pass(ResponseReceived(count_head_bytes(fields, 0), divisible=False))
+        cut = yield from self._pass(ResponseReceived(count_field_bytes(fields), divisible=False))
         if cut:
             yield from self._fail(cut)
             return

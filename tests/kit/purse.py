@@ -118,7 +118,7 @@ class Purse:
         ids: set[str] = set()
         found = []
         for event in self.purses.journal.events:
-            if event["kind"] == "decision" and event.get("agent") == self.name:
+            if event["kind"] == "decision" and event.get("agent", {}).get("id") == self.name:
                 if event["stage"] == "request":
                     ids.add(event["id"])
                     found.append(event)

@@ -6,7 +6,8 @@
 
 Rule 1: AP603 speaks only where the file has budgets: who uses none is not told to.
 Rule 2: a limit of 0 is legal and denies all; nobody is warned of it.
-Rule 3: nothing is quadratic in the number of rules and agents.
+Rule 3: rules are sorted by need once, and agents are walked only for a limit that some rule
+        exceeds: a clean file costs one pass over each.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -55,9 +56,10 @@ def check_budgets(
         return []
     allows = [rule for rule in rules if rule.verdict is Verdict.ALLOW and not rule.shadow]
     findings: list[Finding] = []
+    sourced = [agent for agent in agents if agent.sources]
     for budget, part in budgets:
         findings += _check_shape(part)
-        findings += _check_sessions(budget, part, agents)
+        findings += _check_sessions(budget, part, sourced)
         findings += _check_halts(part)
     findings += _check_room(budgets, agents, allows)
     whole = draft.whole and all(
@@ -90,14 +92,14 @@ def _check_shape(part: Part[BudgetSection]) -> Iterator[Finding]:
 
 
 def _check_sessions(
-    budget: Budget, part: Part[BudgetSection], agents: Iterable[Agent]
+    budget: Budget, part: Part[BudgetSection], sourced: Iterable[Agent]
 ) -> Iterator[Finding]:
     if budget.each != "session":
         return
-    sourced = [one.id for one in agents if one.sources and reaches(budget.who, one)]
-    if sourced:
+    reached = [one.id for one in sourced if reaches(budget.who, one)]
+    if reached:
         message = (
-            f"budget `{budget.id}` is for each session and reaches {_list_agents(sourced)}, "
+            f"budget `{budget.id}` is for each session and reaches {_list_agents(reached)}, "
             "known by source address and without sessions"
         )
         hint = "write `each: agent`, or leave them out with `who`"
@@ -127,11 +129,12 @@ def _check_room(
     """AP604: per limit the rule that needs most of it, of those that the same agents may use."""
     hungriest = {unit: _sort_by_need(allows, need) for unit, (_, need) in _NEEDS.items()}
     for budget, part in budgets:
-        reach = _resolve(budget.who, agents)
+        reach: _Reach | None = None
         for unit, limit in budget.limits:
             for needed, rule in hungriest.get(unit, ()) if limit else ():
                 if needed <= limit:
                     break
+                reach = reach or _resolve(budget.who, agents)
                 if reach.meets(rule.who):
                     yield _report_room(part, unit, rule)
                     break

@@ -48,7 +48,8 @@ class AgentStates:
         self._ledger = ledger
         self._standings = dict(standings)
         self._recorded = {agent: one.state for agent, one in standings.items()}
-        self._recording: set[str] = set()  # a record is on its way
+        self._recording: dict[str, list[State]] = {}  # records that are on their way
+        self._further: dict[str, dict[str, str]] = {}  # what else the record of a move tells
         self._recorder = recorder
         self._metrics = metrics
         self._now_ms = now_ms
@@ -72,9 +73,9 @@ class AgentStates:
         """
         before = self.find(agent).state
         if before is not State.HALTED:
-            self._move(agent, State.HALTED, reason)
+            self._move(agent, State.HALTED, reason, by=by)
             self._metrics.safely(lambda m: m.count_halt("operator"))
-            await self._record(agent, self._describe(agent, by=by))
+            await self._record(agent, State.HALTED, self._describe(agent))
             await self._tell(agent)
         return before
 
@@ -86,53 +87,60 @@ class AgentStates:
                 continue
             threshold, unit = found
             cause = f"budget {account.base} {unit} {threshold.reached_percent}%"
-            self._move(account.agent, threshold.state, cause)
+            self._move(account.agent, threshold.state, cause, session=session, ref=ref)
             if threshold.state is State.HALTED:
                 self._metrics.safely(lambda m: m.count_halt("budget"))
-            event = self._describe(account.agent, session=session, ref=ref)
-            self._spawn(self._try_record(account.agent, event))
-            self._spawn(self._tell(account.agent))
+            self._write(account.agent)
 
     def record_missing(self) -> None:
         """Once more, what the log did not take: a halt must survive a restart."""
         for agent, standing in self._standings.items():
-            known = self._recorded.get(agent, State.ACTIVE)
-            if known < standing.state and agent not in self._recording:
-                self._spawn(self._try_record(agent, self._describe(agent)))
+            if max(self._recorded.get(agent, State.ACTIVE), self._asked(agent)) < standing.state:
+                self._write(agent)
 
-    def _move(self, agent: str, to: State, cause: str) -> None:
+    def _move(self, agent: str, to: State, cause: str, **further: str) -> None:
         before = self.find(agent).state
         if to <= before:
             raise ContractBroken("I4: a state moves right only")
         self._standings[agent] = Standing(to, cause)
+        self._further[agent] = further
         log.warning("agent-state", agent=agent, before=before.word, state=to.word, cause=cause)
         if to is State.HALTED:
             self.cut(agent, frozenset(), "halted")
         elif to is State.QUARANTINED:
             self.cut(agent, self.keep_rules, "quarantined")
 
-    def _describe(
-        self, agent: str, *, session: str = "", ref: str = "", by: str = ""
-    ) -> AuditEvent:
+    def _describe(self, agent: str) -> AuditEvent:
         """From the state that the log knows: it is behind while it cannot be written."""
         standing, known = self.find(agent), self._recorded.get(agent, State.ACTIVE)
-        further = {"session": session, "ref": ref, "by": by}
+        further = self._further.get(agent, {})
         return describe_state(agent, known, standing.state, standing.cause, **further)
 
-    async def _record(self, agent: str, event: AuditEvent) -> None:
+    def _write(self, agent: str) -> None:
+        work = self._try_record(agent, self.find(agent).state, self._describe(agent))
+        self._spawn(work)
+        self._spawn(self._tell(agent))
+
+    async def _record(self, agent: str, state: State, event: AuditEvent) -> None:
         """Write a move down. Until that is durable, `record_missing` will try again."""
-        state = self.find(agent).state
-        self._recording.add(agent)
+        asking = self._recording.setdefault(agent, [])
+        if state <= max(self._recorded.get(agent, State.ACTIVE), self._asked(agent)):
+            return  # a farther one was asked for first, and the log moves right only
+        asking.append(state)
         try:
             await self._recorder.store(event)
         finally:
-            self._recording.discard(agent)
-        self._recorded[agent] = state
+            asking.remove(state)
+        self._recorded[agent] = max(self._recorded.get(agent, State.ACTIVE), state)
         self._metrics.safely(lambda m: m.count_record("state"))
 
-    async def _try_record(self, agent: str, event: AuditEvent) -> None:
+    def _asked(self, agent: str) -> State:
+        """The farthest state whose record is on its way."""
+        return max(self._recording.get(agent, ()), default=State.ACTIVE)
+
+    async def _try_record(self, agent: str, state: State, event: AuditEvent) -> None:
         try:
-            await self._record(agent, event)
+            await self._record(agent, state, event)
         except LogUnavailable as error:
             code = error.code
             self._metrics.safely(lambda m: m.failed(code))

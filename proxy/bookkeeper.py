@@ -116,7 +116,7 @@ class Bookkeeper:
     # --- one exchange
 
     async def reserve(
-        self, decision_id: str, principal: Principal, effect: Reserve, policy_set: PolicySet
+        self, decision_id: str, principal: Principal, effect: Reserve
     ) -> LedgerAnswered:
         """Hold what a decision may spend, on all accounts of its principal or on none."""
         if self._sealed:
@@ -126,7 +126,7 @@ class Bookkeeper:
         order = Order(decision_id, *who, now_ms, effect.amounts, effect.slices)
         try:
             async with asyncio.timeout(self._deadline_s):
-                await self.contracts.open_missing(principal, policy_set)
+                await self.contracts.open_missing(principal)
                 answer = await self.ledger.reserve(order)
         except BaseException as error:
             self.settle(decision_id, (), principal)  # nobody knows what it holds

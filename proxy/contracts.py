@@ -9,7 +9,7 @@ Rule 2: nothing rises but by `raise_` (policies/contract.py has the terms).
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -42,6 +42,8 @@ class Contracts:
         self._policy_set: PolicySet | None = None
         self._opened = set(book.accounts)  # base names
         self._opening = asyncio.Lock()
+        self._changing = asyncio.Lock()  # log and ledger must see changes in one order
+        self._owed: dict[str, Account] = {}  # the log has it, the ledger does not: by base
 
     async def adopt(self, policy_set: PolicySet) -> None:
         """Bring the contracts in line with a policy: what it lowers falls, new budgets open.
@@ -49,6 +51,17 @@ class Contracts:
         Raises:
             LogUnavailable, LedgerUnavailable: not all of it could be recorded; nothing rose.
         """
+        async with self._changing:
+            before, self._policy_set = self._policy_set, policy_set  # sessions open under the new
+            try:
+                self.book = await self._adopt(policy_set)
+            except BaseException:
+                self._policy_set = before
+                raise
+        self._warn_of_pending()
+
+    async def _adopt(self, policy_set: PolicySet) -> Book:
+        await self._pay()
         book = await self._ledger.read()
         changed = 0
         for account in book.accounts.values():
@@ -63,17 +76,19 @@ class Contracts:
                     opened = terms.open_account(budget, agent, "", self._now_ms())
                     book.accounts[base] = opened
                     changed = await self._put(opened, "opened", changed)
-        self._policy_set = policy_set
-        self.book = book
-        self._warn_of_pending()
+        return book
 
-    async def open_missing(self, principal: Principal, policy_set: PolicySet) -> None:
-        """The accounts of a session that asks for the first time.
+    async def open_missing(self, principal: Principal) -> None:
+        """The accounts of a session that asks for the first time, as the newest policy says.
 
         Raises:
             LogUnavailable, LedgerUnavailable: they are not open; the request is denied.
         """
-        for budget in policy_set.budgets_of(principal.agent):
+        if self._owed:
+            await self._pay()
+        if self._policy_set is None:
+            return
+        for budget in self._policy_set.budgets_of(principal.agent):
             session = principal.session if budget.each == "session" else ""
             base = name_account(budget.id, principal.agent, session)
             if base in self._opened:
@@ -82,8 +97,7 @@ class Contracts:
                 if base not in self._opened:
                     account = terms.open_account(budget, principal.agent, session, self._now_ms())
                     self._recorder.submit(describe_snapshot(account, "opened", self._now_ms()))
-                    await self._ledger.change(PutAccount(account))
-                    self._opened.add(base)
+                    await self._carry_out(account)
 
     async def raise_(
         self,
@@ -101,29 +115,21 @@ class Contracts:
 
         Raises:
             ValueError: there is no such account, or nothing to raise.
-            LogUnavailable, LedgerUnavailable: not recorded, so not raised.
+            LogUnavailable: not all of it was recorded; what was counts after a restart.
+            LedgerUnavailable: what was recorded is carried out before the next request.
         """
-        book = await self._ledger.read()
-        chosen = [
-            account
-            for account in book.accounts.values()
-            if account.budget == budget
-            and agent in (None, account.agent)
-            and session in (None, account.session)
-        ]
-        if not chosen:
-            known = sorted({account.budget for account in book.accounts.values()})
-            raise ValueError(f"no account of `{budget}`; there are: {', '.join(known) or 'none'}")
-        made: list[dict[str, Any]] = []
-        for account in chosen:
-            roll(account, self._now_ms())
-            made += await self._raise(account, by, unit, to)
-        if not made:
-            raise ValueError(
-                f"nothing of `{budget}` waits to be raised: the limits in force are those of the"
-                " policy file; edit it, or give --unit and --to"
-            )
-        self.book = await self._ledger.read()
+        async with self._changing:
+            await self._pay()
+            chosen = _choose(await self._ledger.read(), budget, agent, session)
+            # all are planned before the first is recorded: a refusal refuses all
+            plans = [self._plan(account, unit, to) for account in chosen]
+            made = [one for plan in plans for one in await self._raise(plan, by)]
+            if not made:
+                raise ValueError(
+                    f"nothing of `{budget}` waits to be raised: the limits in force are those of"
+                    " the policy file; edit it, or give --unit and --to"
+                )
+            self.book = await self._ledger.read()
         return made
 
     async def show(self, standings: dict[str, Standing], agent: str | None) -> list[dict[str, Any]]:
@@ -179,28 +185,31 @@ class Contracts:
             "cause": standing.cause,
         }
 
-    async def _raise(
-        self, account: Account, by: str, unit: str | None, to: int | None
-    ) -> list[dict[str, Any]]:
-        now_ms, base = self._now_ms(), account.base
-        changes: list[tuple[str, int, int | None]]
+    def _plan(self, account: Account, unit: str | None, to: int | None) -> "_Plan":
+        now_ms = self._now_ms()
+        roll(account, now_ms)
         if unit is not None and to is not None:
             raised = copy(account)
             raised.contract = terms.raise_limit(account.contract, unit, to)
-            changes = [(unit, account.contract.terms[unit].limit, to)]
-        else:
-            waiting = self.find_pending(account)
-            if not waiting or self._policy_set is None:
-                return []
-            raised = terms.accept(account, find_budget(self._policy_set, account), now_ms)
-            changes = [(one.unit or "window", one.limit, one.filed) for one in waiting]
-        for name, old, new in changes:
+            return _Plan(raised, [(unit, account.contract.terms[unit].limit, to)])
+        waiting = self.find_pending(account)
+        if not waiting or self._policy_set is None:
+            return _Plan(account, [])
+        raised = terms.accept(account, find_budget(self._policy_set, account), now_ms)
+        return _Plan(raised, [(one.unit or "window", one.limit, one.filed) for one in waiting])
+
+    async def _raise(self, plan: "_Plan", by: str) -> list[dict[str, Any]]:
+        if not plan.changes:
+            return []
+        base = plan.raised.base
+        for name, old, new in plan.changes:
             await self._store(describe_raise(base, name, old, new, by))
-        await self._store(describe_snapshot(raised, "changed", now_ms))
-        await self._ledger.change(PutAccount(raised))
+        await self._store(describe_snapshot(plan.raised, "changed", self._now_ms()))
+        await self._carry_out(plan.raised)
         log.warning("budget-raise", account=base, by=by)
         return [
-            {"account": base, "unit": name, "from": old, "to": new} for name, old, new in changes
+            {"account": base, "unit": name, "from": old, "to": new}
+            for name, old, new in plan.changes
         ]
 
     async def _put(self, account: Account, cause: str, changed: int) -> int:
@@ -209,9 +218,20 @@ class Contracts:
             self._recorder.submit(event)
         else:
             await self._store(event)
-        await self._ledger.change(PutAccount(account))
-        self._opened.add(account.base)
+        await self._carry_out(account)
         return changed + 1
+
+    async def _carry_out(self, account: Account) -> None:
+        """Tell the ledger what the log has: now, or before anything else is reserved."""
+        self._owed[account.base] = account
+        await self._pay()
+
+    async def _pay(self) -> None:
+        for base, account in list(self._owed.items()):
+            await self._ledger.change(PutAccount(account))
+            self._opened.add(base)
+            if self._owed.get(base) is account:
+                del self._owed[base]
 
     async def _store(self, event: AuditEvent) -> None:
         try:
@@ -226,6 +246,27 @@ class Contracts:
             if self.find_pending(account):
                 remedy = f"`tollkeeper budget raise {account.budget}` accepts it"
                 log.warning("budget-pending", account=account.base, remedy=remedy)
+
+
+class _Plan(NamedTuple):
+    """An account as it will stand, and what is raised: unit, from, to."""
+
+    raised: Account
+    changes: list[tuple[str, int, int | None]]
+
+
+def _choose(book: Book, budget: str, agent: str | None, session: str | None) -> list[Account]:
+    chosen = [
+        account
+        for account in book.accounts.values()
+        if account.budget == budget
+        and agent in (None, account.agent)
+        and session in (None, account.session)
+    ]
+    if not chosen:
+        known = sorted({account.budget for account in book.accounts.values()})
+        raise ValueError(f"no account of `{budget}`; there are: {', '.join(known) or 'none'}")
+    return chosen
 
 
 def find_budget(policy_set: PolicySet, account: Account) -> Budget | None:

@@ -342,7 +342,7 @@ class Enforcer:
         principal = exchange.principal
         if principal is None:
             raise ContractBroken("a reservation for nobody")
-        return await self.bookkeeper.reserve(exchange.id, principal, effect, exchange.policy_set)
+        return await self.bookkeeper.reserve(exchange.id, principal, effect)
 
     def _release(self, exchange: Exchange, spent: tuple[Amount, ...]) -> None:
         """A ledger that fails here must not cost the record that comes next."""

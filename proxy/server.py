@@ -80,20 +80,9 @@ class House:
         )
         self.admin = open_listener(settings.admin)
         try:  # last of what can refuse: it takes the lock
-            self.writer = Writer.open(
-                settings.state / "log",
-                software=describe_software(),
-                heartbeat_s=settings.heartbeat_s,
-                observer=self.metrics,
-            )
+            self.writer, self.books = _open_books(settings, self.metrics)
         except BaseException:
             self.admin.close()
-            raise
-        try:
-            self.books = Books(settings, recorder=self.writer, metrics=self.metrics)
-        except BaseException:
-            self.admin.close()
-            self.writer.close()
             raise
         self.bookkeeper, recorder = self.books.bookkeeper, self.books.recorder
         self.bookkeeper.states.cut = self._cut_agent
@@ -285,6 +274,21 @@ class House:
         for event in self.denials.drain():
             with contextlib.suppress(LogUnavailable):
                 self.writer.submit(event)
+
+
+def _open_books(settings: Settings, metrics: Metrics) -> tuple[Writer, Books]:
+    """The log, and what it comes to."""
+    writer = Writer.open(
+        settings.state / "log",
+        software=describe_software(),
+        heartbeat_s=settings.heartbeat_s,
+        observer=metrics,
+    )
+    try:
+        return writer, Books(settings, recorder=writer, metrics=metrics)
+    except BaseException:
+        writer.close()
+        raise
 
 
 async def serve(settings: Settings, *, announce: Callable[[str], None]) -> int:

@@ -178,6 +178,15 @@ def test_a_value_is_written_as_in_the_policy(name: str, unit: str, text: str, va
     assert limit(f"{name}/coder", unit) == value
 
 
+def test_an_account_that_stands_higher_keeps_what_it_has() -> None:
+    raise_("daily", "--agent", "coder", "--unit", "requests", "--to", "5000")
+    raised = raise_("daily", "--unit", "requests", "--to", "4000")
+    assert [one["account"] for one in raised] == ["daily/local"]
+    assert limit("daily/coder", "requests") == 5000
+    refused = invoke("budget", "raise", "daily", "--unit", "requests", "--to", "4000")
+    assert "4000 is not higher" in complaint(refused)
+
+
 def test_what_the_file_says_is_accepted_when_it_is_asked_for() -> None:
     raise_("daily", "--unit", "bytes_out", "--to", "60MB")
     write_policy(requests=2000, wall_time="1h")

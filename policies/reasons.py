@@ -150,7 +150,7 @@ _ALL = (
            "`tollkeeper budget show` names the cause; `quarantine: { keep_rules: […] }` says what"
            " stays open"),
     Reason("budget-exhausted", 403, "The budget of this agent is used up",
-           "Do not retry; `remaining` says what is left, and whether a new period begins.",
+           "Do not retry; `remaining` says what is left, `guidance` whether a new period begins.",
            "`tollkeeper budget show`; edit the limit, then `tollkeeper budget raise`"),
     Reason("halted", 403, "This agent has been halted",
            "Do not retry; the halt cannot be undone.", "a new agent id is the way back"),

@@ -269,11 +269,6 @@ def _choose(book: Book, budget: str, agent: str | None, session: str | None) -> 
     return chosen
 
 
-def _is_below(account: Account, unit: str, limit: int) -> bool:
-    term = account.contract.terms.get(unit)
-    return term is not None and term.limit < limit
-
-
 def find_budget(policy_set: PolicySet, account: Account) -> Budget | None:
     """The budget of the file that an account belongs to; None where the file has none."""
     for budget in policy_set.budgets_of(account.agent):

@@ -178,13 +178,13 @@ def test_a_value_is_written_as_in_the_policy(name: str, unit: str, text: str, va
     assert limit(f"{name}/coder", unit) == value
 
 
-def test_an_account_that_stands_higher_keeps_what_it_has() -> None:
+def test_a_value_that_one_account_refuses_raises_none() -> None:
     raise_("daily", "--agent", "coder", "--unit", "requests", "--to", "5000")
-    raised = raise_("daily", "--unit", "requests", "--to", "4000")
-    assert [one["account"] for one in raised] == ["daily/local"]
-    assert limit("daily/coder", "requests") == 5000
+    before = log_bytes()
     refused = invoke("budget", "raise", "daily", "--unit", "requests", "--to", "4000")
-    assert "4000 is not higher" in complaint(refused)
+    assert "4000 is not higher than the limit in force, 5000" in complaint(refused)
+    assert log_bytes() == before
+    assert limit("daily/local", "requests") == 1000
 
 
 def test_what_the_file_says_is_accepted_when_it_is_asked_for() -> None:

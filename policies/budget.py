@@ -233,8 +233,10 @@ def begin_period(window_ms: int, now_ms: int) -> int:
 def roll(account: Account, now_ms: int) -> Closed | None:
     """Begin the next period where the current one is over. Time that goes back begins nothing."""
     until_ms = account.until_ms
-    if not until_ms or now_ms < until_ms:
-        return None
+    return _begin_next(account, now_ms) if until_ms and now_ms >= until_ms else None
+
+
+def _begin_next(account: Account, now_ms: int) -> Closed:
     closed = Closed(account.name, dict(account.spent))
     account.from_ms = begin_period(account.contract.window_ms, now_ms)
     account.first_ms = 0
@@ -427,10 +429,8 @@ def _roll_all(
     for account in accounts:
         window_ms = account.contract.window_ms
         if window_ms and now_ms >= account.from_ms + window_ms:
-            over = roll(account, now_ms)
-            if over is not None:
-                closed.append(over)
-                opened.append(copy(account))
+            closed.append(_begin_next(account, now_ms))
+            opened.append(copy(account))
     return tuple(closed), tuple(opened)
 
 

@@ -254,6 +254,16 @@ def test_a_shortfall_names_the_first_account_and_unit_that_do_not_suffice() -> N
     assert [one.held for one in ones] == [{}, {}]
 
 
+def test_under_a_limit_that_fell_below_what_was_spent_nothing_is_held_at_all() -> None:
+    """Not even a request that takes none of it: I2 would not hold behind it."""
+    one = account(requests=9, risk=2)
+    one.spent["risk"] = 3
+    answer = short(reserve([one], order(requests=1)))
+    assert (answer.unit, answer.needed, answer.available) == ("risk", 0, 0)
+    one.spent["risk"] = 2
+    assert held(reserve([one], order(requests=1))).amounts[0].amount == 1
+
+
 def test_a_negative_amount_is_a_bug() -> None:
     with pytest.raises(ContractBroken, match="negative"):
         reserve([account(requests=1)], order(requests=1, steps=-1))

@@ -147,12 +147,31 @@ def test_a_zero_that_was_held_may_be_booked() -> None:
     assert (one.spent, one.held) == ({}, {})
 
 
-@pytest.mark.parametrize("held_now", [{}, {"requests": 1}])
-def test_a_hold_that_was_released_is_not_released_again(held_now: dict[str, int]) -> None:
+@pytest.mark.parametrize(("held_now", "amount"), [({}, 1), ({}, 2), ({"requests": 1}, 2)])
+def test_a_hold_that_was_released_is_not_released_again(
+    held_now: dict[str, int], amount: int
+) -> None:
     one = account(requests=9)
     one.held.update(held_now)
     with pytest.raises(ContractBroken, match="I3"):
-        settle([one], [Amount(NAME, "requests", 2)], [])
+        settle([one], [Amount(NAME, "requests", amount)], [])
+
+
+def test_a_closed_period_keeps_no_other_account_from_settling() -> None:
+    ones = [account("a", window_ms=DAY_MS, requests=9), account("b", requests=9, steps=9)]
+    hold = held(reserve(ones, order(requests=2, steps=1)))
+    roll(ones[0], MIDNIGHT_MS)
+    settle(ones, hold.amounts, hold.amounts)
+    assert [one.spent for one in ones] == [{}, {"requests": 2, "steps": 1}]
+    assert [one.held for one in ones] == [{}, {}]
+
+
+def test_a_zero_in_front_keeps_no_other_unit_from_settling() -> None:
+    one = account(requests=9, bytes_in=9)
+    hold = held(reserve([one], order(requests=2)))
+    assert hold.amounts[0].amount == 0
+    settle([one], hold.amounts, hold.amounts)
+    assert (one.spent, one.held) == ({"requests": 2}, {})
 
 
 def test_what_has_gone_is_not_booked_again() -> None:

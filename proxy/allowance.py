@@ -5,7 +5,8 @@
 
 Rule 1: a slice counts only once its record is durable (`store`), so no byte passes unrecorded.
 Rule 2: a unit without an entry in `granted` is not limited by any account.
-Rule 3: exact units are settled in full, bytes as counted, never more than was held (I2).
+Rule 3: exact units are settled in full, bytes as counted, never more than was held (I2), nor more
+        than the log knows was held: a settlement beyond that could not be folded.
 """
 
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ def order(decision: Decision, request: Request, head_bytes: int) -> Reserve:
 class Allowance:
     """One per exchange."""
 
-    held: list[Amount] = field(default_factory=list)  # in the order of the holds
+    held: list[Amount] = field(default_factory=list)  # and recorded, in the order of the holds
     granted: dict[str, int] = field(default_factory=dict)  # byte unit -> bytes that may pass
     counted: dict[str, int] = field(default_factory=lambda: {OUT: 0, IN: 0})
     left: tuple[Left, ...] = ()  # on all accounts, behind the first hold
@@ -100,7 +101,6 @@ class Allowance:
         if event.unit in self._slices:
             raise ContractBroken("a second slice before the first is stored")
         self._refusals.pop(event.unit, None)
-        self.held += event.hold.amounts
         if event.unit not in event.hold.granted:
             self.granted.pop(event.unit, None)  # no account limits it any more
             return False
@@ -116,6 +116,7 @@ class Allowance:
             self._refusals[event.unit] = event.refusal
         else:
             self.granted[event.unit] += hold.granted[event.unit]
+            self.held += hold.amounts
 
     def count(self, event: Passing) -> str:
         """Count what passes; returns the reason to cut where it does not fit, else ""."""

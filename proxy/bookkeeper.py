@@ -135,7 +135,7 @@ class Bookkeeper:
                 self.problem = str(error) or "it did not answer in time"
                 return LedgerAnswered("ledger-unavailable")
             raise
-        self.problem = ""
+        self.problem = self._sealed
         self._record_periods(answer)
         if isinstance(answer, Shortfall):
             self._exhaust(answer)
@@ -180,6 +180,8 @@ class Bookkeeper:
             accounts = await self.ledger.settle(decision_id, spent)
 
         await self._insist(run)
+        if spent and not accounts:  # booked by an attempt that seemed to fail
+            accounts = tuple((await self.refresh()).accounts.values())
         session = principal.session if principal else ""
         self.states.judge(accounts, session=session, ref=decision_id)
 
@@ -198,11 +200,18 @@ class Bookkeeper:
         if any(WALL_TIME in one.contract.terms and one.contract.at for one in accounts):
             self.states.judge((await self.refresh()).accounts.values())
 
+    async def recover(self) -> None:
+        """Whether a ledger that failed answers again: who is not ready gets no request to find
+        out."""
+        if self.problem and not self._sealed:
+            await self.refresh()
+
     async def refresh(self) -> Book:
         """A fresh copy of the ledger; the old one where it does not answer."""
         try:
             async with asyncio.timeout(self._deadline_s):
                 self.contracts.book = await self.ledger.read()
+            self.problem = self._sealed
         except (LedgerUnavailable, TimeoutError) as error:
             self._count_fault(error)
         return self.contracts.book

@@ -15,7 +15,7 @@ from policies.ledger import Book, Ledger
 from policies.ledger.memory import MemoryLedger
 from policies.model import ContractBroken
 from proxy.bookkeeper import Bookkeeper
-from proxy.fold import Fold, fold_log
+from proxy.fold import Fold, FoldBroken, fold_log
 from proxy.ledger_clock import LedgerClock
 from proxy.metrics import Metrics
 from proxy.recording import AuditEvent, Recorder
@@ -104,6 +104,7 @@ class Shadow:
         self._recorder = recorder
         self._fold = fold
         self._lost = False  # an event that may or may not be in the log: nothing to compare with
+        self._broken = ""  # what could not have happened, and was recorded
 
     @property
     def failure(self) -> str | None:
@@ -113,9 +114,8 @@ class Shadow:
     async def store(self, event: AuditEvent) -> object:
         """See `Recorder`."""
         try:
-            stored = self._recorder.store(event)
-            self._fold.add(event)
-            return await stored
+            self._take(event)
+            return await self._recorder.store(event)
         except BaseException:
             self._lost = True
             raise
@@ -127,7 +127,14 @@ class Shadow:
         except LogUnavailable:
             self._lost = True
             raise
-        self._fold.add(event)
+        self._take(event)
+
+    def _take(self, event: AuditEvent) -> None:
+        try:
+            self._fold.add(event)
+        except FoldBroken as error:
+            if not self._lost:  # else it may follow from what is missing here
+                self._broken = self._broken or str(error)
 
     async def compare(self, read: Callable[[], Awaitable[Book]], idle: Callable[[], bool]) -> None:
         """Whether the ledger is what the log comes to; not where something happened meanwhile.
@@ -135,6 +142,8 @@ class Shadow:
         Raises:
             ContractBroken: it is not.
         """
+        if self._broken:
+            raise ContractBroken(f"I6: {self._broken}")
         found = await read()
         if self._lost or not idle():
             return

@@ -254,6 +254,7 @@ class House:
                     )
                 if ticks % _TICKS_PER_S == 0:
                     self.bookkeeper.states.record_missing()
+                    await self.bookkeeper.recover()
                     await self.bookkeeper.judge_wall_time()
                     await self.books.check(idle=self._is_idle)
             except ContractBroken as error:

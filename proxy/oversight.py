@@ -223,9 +223,11 @@ async def _act(
     settings: Settings, recorder: Recorder, command: str, arguments: Mapping[str, Any]
 ) -> dict[str, Any]:
     bookkeeper = _open_books(settings, recorder)
-    policy_set, problem = _compile(settings)
+    policy_set, problem = (None, "") if command == STATES else _compile(settings)
     if problem and command == RAISE and arguments.get("to") is None:
         raise OversightRefused(problem)
+    if command == SHOW:  # as a start does: on what was spent, before the file is applied
+        bookkeeper.states.judge(bookkeeper.contracts.book.accounts.values())
     if policy_set is not None and command in (SHOW, RAISE):
         await bookkeeper.adopt(policy_set)
     agents = policy_set.agents if policy_set is not None else ()

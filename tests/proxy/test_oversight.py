@@ -9,9 +9,21 @@ import pytest
 
 from audit.reader import Filter, read
 from audit.writer import LogUnavailable, Writer, wall_clock
-from policies.budget import Account, Contract, Extension, Hold, Order, Shortfall, State, Term
+from policies.budget import (
+    Account,
+    Amount,
+    Contract,
+    Extension,
+    Hold,
+    Order,
+    Shortfall,
+    State,
+    Term,
+    Threshold,
+)
 from policies.ledger import Book, Change, LedgerUnavailable, Standing
 from policies.ledger.memory import MemoryLedger
+from proxy.accounting import describe_snapshot
 from proxy.bookkeeper import Bookkeeper
 from proxy.control import ControlServer
 from proxy.credentials import CredentialStore
@@ -28,9 +40,10 @@ from proxy.oversight import (
     list_accounts,
     perform,
 )
-from proxy.recording import Recorder
+from proxy.recording import Recorder, describe_amounts, format_time
 from proxy.settings import Settings
 from proxy.state import create_state
+from tests.kit.chains import POLICY, decision
 
 NOON_MS = 1_795_262_400_000
 CONTRACT = Contract({"requests": Term(5, 5)})
@@ -246,3 +259,19 @@ async def test_an_impossible_log_is_refused_with_its_record(
     await writer.store({**event, **rest, **time})
     with pytest.raises(OversightRefused, match=r"record \d, ledger.snapshot `life/coder@noon`"):
         await asyncio.to_thread(perform, settings, STATES, {})
+
+
+async def test_without_a_server_thresholds_show_as_at_the_next_start(
+    settings: Settings, writer: Writer
+) -> None:
+    contract = Contract({"requests": Term(5, 5)}, 0, (Threshold(40, "quarantine"),))
+    spent = Account("life", "coder", "", contract)
+    hold = Amount("life/coder", "requests", 2)
+    await writer.store({"kind": "policy.load", "digest": POLICY, "mode": "enforce", "serial": 1})
+    await writer.store(describe_snapshot(spent, "opened", NOON_MS))
+    held: dict[str, Any] = {"reserve": describe_amounts((hold,)), "time": format_time(NOON_MS)}
+    await writer.store(decision(1, **held))  # of which nobody will ever know what became
+    [shown], _ = await asyncio.to_thread(list_accounts, settings, None)
+    assert (shown["units"][0]["spent"], shown["state"]) == (2, "quarantined")
+    assert shown["cause"] == "budget life/coder requests 40%"
+    assert recorded(settings, "state") == []

@@ -140,8 +140,7 @@ class Closed:
     spent: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Left:
+class Left(NamedTuple):
     """What one account has left of one unit: for the agent's eyes as well."""
 
     budget: str

@@ -12,8 +12,8 @@ Rule 2: every transaction reads what it changes from the file, under SQLite's wr
 Rule 3: one thread, first come first served. A call begins within half the deadline or not at all,
         and waits for a lock for less than the other half. Whoever cancels a reserve settles with
         nothing, and that runs behind it.
-Rule 4: a settlement is never dropped. One that could not be booked is owed, and goes in front of
-        the next transaction that works.
+Rule 4: while it runs no settlement is dropped. One that could not be booked is owed, and goes in
+        front of the next transaction that works. Behind a restart the log knows of it.
 Rule 5: whatever SQLite refuses is `LedgerUnavailable`. A lock, a full or read-only disk and a
         file that was moved away pass; after a corrupt file only a restart helps.
 

@@ -295,6 +295,16 @@ class LedgerContract:
         assert after.spent == {"bytes_in": 70}
         assert self.count_open(ledger) == 0
 
+    async def test_another_window_on_one_account_leaves_the_holds_on_the_others(self) -> None:
+        ledger = self.make(book(account("a", window_ms=DAY_MS, steps=9), account("b", steps=9)))
+        hold = held(await ledger.reserve(order(steps=4)))
+        other = held(await ledger.reserve(order("d-2", agent="another", steps=4)))
+        await ledger.change(PutAccount(account("a", steps=9)))
+        assert await self.held(ledger, "b/coder") == {"steps": 4}
+        after = await ledger.settle("d-1", hold.amounts)
+        assert [(one.spent, one.held) for one in after] == [({"steps": 4}, {})] * 2
+        assert await ledger.settle("d-2", other.amounts) == ()
+
     async def test_a_state_only_moves_right(self) -> None:
         ledger = self.make(Book())
         await ledger.change(PutStanding("coder", Standing(State.QUARANTINED, "too much")))

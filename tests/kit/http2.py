@@ -103,6 +103,25 @@ class Http2:
                 raise TimeoutError(f"no answer on {streams}")
         return [self._answer(stream) for stream in streams]
 
+    def read_some(self, stream: int, bytes_min: int) -> bytes:
+        """So much of a body, or more; less where the stream or the connection ends."""
+        state = self._streams[stream]
+        while len(state.body) < bytes_min and not state.done and not self.closed:
+            self._receive()
+        return bytes(state.body)
+
+    def read_next(self, *streams: int, timeout_s: float = 10.0) -> tuple[int, Answer]:
+        """The first of these streams that is answered, and its answer."""
+        until = time.monotonic() + timeout_s
+        while True:
+            for stream in streams:
+                if self._streams[stream].done or self.closed:
+                    return stream, self._answer(stream)
+            if time.monotonic() > until:
+                raise TimeoutError(f"no answer on {streams}")
+            self.connection.settimeout(max(0.05, until - time.monotonic()))
+            self._receive()
+
     def ask(self, path: str, host: str, *, timeout_s: float = 10.0, **rest: Any) -> Answer:
         """Send, and read the answer."""
         return self.read(self.send(path, host, **rest), timeout_s=timeout_s)[0]

@@ -5,7 +5,7 @@
                         and period   budget.raise   one limit
 
 Rule 1: the log is the truth (I6). A ledger is made equal to this at start, and with
-        TOLLKEEPER_CONTRACTS=1 compared with it after every event.
+        TOLLKEEPER_CONTRACTS=1 compared with it while it runs (proxy/books.py).
 Rule 2: the arithmetic is that of policies/budget.py but for limits: what is recorded has happened,
         also where a limit has fallen below it since.
 Rule 3: records of one account may stand in another order than its changes were made, when they were

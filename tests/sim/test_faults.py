@@ -21,7 +21,6 @@ import proxy.enforcer
 import proxy.exchange
 from audit import appender
 from policies.ledger import LedgerUnavailable
-from policies.ledger.memory import MemoryLedger
 from policies.policy_set import PolicySet
 from policies.reasons import REASONS
 from proxy.call import Call
@@ -31,7 +30,6 @@ from proxy.vocabulary import RecordStored
 from tests.kit.enforcement import (
     POLICY,
     SETTINGS,
-    Faulty,
     Message,
     compiled,
     connect,
@@ -115,15 +113,19 @@ def settle(house: House) -> None:
     house.settle()
 
 
-def part(name: str, method: str, change: Any) -> Callable[[House, Patch], None]:
-    """Replace one method of a part of the enforcer."""
+def spoil(name: str, error: BaseException | Callable[..., Any]) -> Callable[[House, Patch], None]:
+    """Another end for one method of the ledger."""
 
     def inject(house: House, patch: Patch) -> None:
-        patch.setattr(
-            house.enforcer, name, Faulty(getattr(house.enforcer, name), **{method: change})
-        )
+        change = raising(error) if isinstance(error, BaseException) else error
+        patch.setattr(house.ledger, name, change)
 
     return inject
+
+
+def notice(house: House) -> None:
+    """The server looks once a second whether a ledger that failed is back."""
+    house.tick()
 
 
 def spoil_policy(house: House, _patch: Patch) -> None:
@@ -134,15 +136,30 @@ def mend_policy(house: House) -> None:
     house.reload(house.policy)
 
 
-def halt(house: House, patch: Patch) -> None:
-    """The re-check behind the record finds a halt; who halts comes with a later issue."""
-    patch.setattr(
-        proxy.enforcer,
-        "RecordStored",
-        lambda policy_set, now: RecordStored(policy_set, now, halted=True),
+def halt_behind_the_record(house: House, patch: Patch) -> None:
+    """The decision is durable, and nothing has left: the re-check finds the halt."""
+    store = house.writer.store
+
+    async def store_and_halt(event: Any) -> Any:
+        stored = await store(event)
+        if event["kind"] == "decision":
+            await house.bookkeeper.halt("other", "told to", "uid 0")
+        return stored
+
+    patch.setattr(house.writer, "store", store_and_halt)
+
+
+BUDGETED = (
+    POLICY.replace(
+        "agents: {", 'agents: { other: { identity: { source: ["198.51.100.0/24"] } },'
+    ).replace(
+        "  - { id: never",
+        "  - { id: dear, verdict: allow, match: { host: api.test, path: /dear },"
+        " cost: { risk: 51 } }\n  - { id: never",
     )
-
-
+    + "budgets: { life: { each: agent, limits: { requests: 99, risk: 50, bytes_in: 1MB } } }\n"
+)
+OTHER = Message(client="198.51.100.1").call()
 DENY_CLOSED = POLICY.replace(
     "explain_denials: false", "explain_denials: false, on_bad_reload: deny"
 )
@@ -203,16 +220,44 @@ TABLE: dict[str, Row] = {
         ),
     ),
     "ledger down": Row(
-        "ledger-unavailable", ("decision",), True, "the ledger",
-        inject=part("ledger", "reserve", LedgerUnavailable("x")),
+        "ledger-unavailable", ("decision",), False, "the ledger",
+        inject=spoil("reserve", LedgerUnavailable("x")), recover=notice,
     ),
     "ledger slow": Row(
-        "ledger-unavailable", ("decision",), True, "the ledger",
-        inject=part("ledger", "reserve", hang),
+        "ledger-unavailable", ("decision",), False, "the ledger",
+        inject=spoil("reserve", hang), recover=notice,
     ),
     "ledger with a bug": Row(
         "internal-error", ("decision",), True, "a fix",
-        inject=part("ledger", "reserve", ZeroDivisionError("x")),
+        inject=spoil("reserve", ZeroDivisionError("x")),
+    ),
+    "ledger that cannot void": Row(
+        "address-not-public", ("decision",), True, "nothing: it is tried again",
+        inject=spoil("settle", LedgerUnavailable("x")), call=Message(host="inside.test").call(),
+    ),
+    "ledger's clock that raises": Row(
+        "internal-error", ("decision",), True, "a fix",
+        inject=lambda house, patch: patch.setattr(
+            house.bookkeeper, "now_ms", raising(OverflowError("x"))
+        ),
+    ),
+    "books that were sealed": Row(
+        "contract-broken", ("decision",), False, "a restart, which folds the log anew",
+        inject=lambda house, _patch: house.bookkeeper.seal("I6: x"), recover=restart,
+    ),
+    "a budget that is used up": Row(
+        "budget-exhausted", ("decision",), True, "the next window, or `budget raise`",
+        call=Message("/dear").call(),
+    ),
+    "a state that cannot be read": Row(
+        "internal-error", ("decision",), True, "a fix",
+        inject=lambda house, patch: patch.setattr(
+            house.bookkeeper.states, "find", raising(KeyError("x"))
+        ),
+    ),
+    "halted by an operator": Row(
+        "halted", ("state", "decision"), True, "a new agent id",
+        inject=lambda house, _patch: house.halt("other"), call=OTHER,
     ),
     "log full": Row(
         "audit-disk-full", (), False, "space; the log tries again by itself",
@@ -276,10 +321,13 @@ TABLE: dict[str, Row] = {
         inject=lambda house, patch: patch.setattr(
             proxy.enforcer,
             "RecordStored",
-            lambda _policy_set, now: RecordStored(_closed(house), now),
+            lambda _policy_set, *rest: RecordStored(_closed(house), *rest),
         ),
     ),
-    "halted": Row("halted", ALLOWED_THEN_STOPPED, True, "a new agent id", inject=halt),
+    "halted behind the record": Row(
+        "halted", ("decision", "state", "outcome"), True, "a new agent id",
+        inject=halt_behind_the_record, call=OTHER,
+    ),
     "shutting down": Row(
         "draining", ("decision",), False, "the next run",
         inject=lambda house, patch: patch.setattr(house.enforcer, "draining", True),
@@ -299,7 +347,7 @@ def _closed(house: House) -> PolicySet:
 
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
-    made = House(tmp_path, ledger=MemoryLedger())
+    made = House(tmp_path, BUDGETED)
     yield made
     made.stop()
 
@@ -308,6 +356,7 @@ def house(tmp_path: Path) -> Iterator[House]:
 def test_each_fault_has_its_answer_its_record_and_its_end(
     row: Row, house: House, monkeypatch: Patch
 ) -> None:
+    house.settle()
     before = len(house.events())
     with monkeypatch.context() as patch:
         row.inject(house, patch)

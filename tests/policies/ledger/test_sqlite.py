@@ -2,8 +2,11 @@
 differed from the truth."""
 
 import os
+import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -136,6 +139,34 @@ async def test_what_was_held_before_the_start_is_held_no_more(path: Path) -> Non
     first.close()
     assert await works(second, "d-z")
     second.close()
+
+
+async def test_what_a_killed_process_held_is_in_the_file_and_the_truth_replaces_it(
+    path: Path,
+) -> None:
+    code = (
+        "import asyncio, os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from policies.budget import Order\n"
+        "from policies.ledger.sqlite import SqliteLedger\n"
+        "async def main():\n"
+        "    ledger = SqliteLedger(Path(sys.argv[1]), deadline_s=10)\n"
+        "    await ledger.reserve(Order('d-1', 'coder', '', 1, {'requests': 7}))\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "asyncio.run(main())\n"
+    )
+    with opened(path):
+        pass
+    killed = subprocess.run([sys.executable, "-c", code, str(path)], check=False, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert Path(f"{path}-wal").stat().st_size > 0
+    truth = book(account(requests=1_000, bytes_in=1_000))
+    truth.accounts["daily/coder"].spent["requests"] = 7  # what has no outcome counts in full
+    ledger, found = open_ledger(path, truth, deadline_s=DEADLINE_S)
+    assert found == "older"
+    assert await ledger.read() == truth
+    assert count_open(path) == 0
+    ledger.close()
 
 
 def test_a_file_that_is_missing_is_made_for_its_owner_alone(path: Path) -> None:

@@ -25,6 +25,7 @@ import inspect
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial, wraps
@@ -132,7 +133,7 @@ STEPS = {
 }
 
 Function = Callable[..., Any]
-SLOW_S = 0.3
+DELAYS_S = {"slow": 0.3, "sluggish": 0.08}
 
 
 def find_fault(where: str) -> str:
@@ -170,8 +171,8 @@ def spoil(where: str, original: Function) -> Function:
             strike(what)
             if what == "hang":
                 await asyncio.Event().wait()
-            if what == "slow":
-                await asyncio.sleep(SLOW_S)
+            if what in DELAYS_S:
+                await asyncio.sleep(DELAYS_S[what])
             if what in ("none", "odd"):
                 return None if what == "none" else object()
             return await original(*args, **keywords)
@@ -193,6 +194,8 @@ def spoil(where: str, original: Function) -> Function:
     def spoiled(*args: Any, **keywords: Any) -> Any:
         what = find_fault(where)
         strike(what)
+        if what in DELAYS_S:
+            time.sleep(DELAYS_S[what])
         if what in ("none", "odd"):
             return None if what == "none" else object()
         return original(*args, **keywords)

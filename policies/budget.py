@@ -124,8 +124,11 @@ class Account:
         return max(0, limit - self.spent.get(unit, 0) - self.held.get(unit, 0))
 
     def elapsed_ms(self, now_ms: int) -> int:
-        """Since the first allowed request of the period."""
-        return max(0, now_ms - self.first_ms) if self.first_ms else 0
+        """Since the first allowed request of the period, and no further than to its end: who looks
+        may do so before the next request begins another."""
+        if not self.first_ms:
+            return 0
+        return max(0, min(now_ms, self.until_ms or now_ms) - self.first_ms)
 
     def spent_of(self, unit: str, now_ms: int) -> int:
         """What was spent of a unit; of wall_time, what has passed."""

@@ -148,6 +148,15 @@ def test_wall_time_runs_from_the_first_moment_on() -> None:
     assert one.elapsed_ms(NOON_MS - 5) == 0
 
 
+def test_wall_time_ends_with_its_period_whoever_looks_later() -> None:
+    one = account(window_ms=DAY_MS, at=[(100, "halt")], wall_time=DAY_MS - 1)
+    one.first_ms = NOON_MS
+    at_midnight_ms = one.until_ms
+    assert one.elapsed_ms(at_midnight_ms - 1) == DAY_MS // 2 - 1
+    assert one.elapsed_ms(at_midnight_ms + DAY_MS) == DAY_MS // 2
+    assert find_threshold(one, at_midnight_ms + DAY_MS) is None  # nobody is halted for a night
+
+
 def test_what_was_spent_of_a_unit_is_0_until_something_was() -> None:
     one = account(requests=1)
     assert one.spent_of("requests", NOON_MS) == 0

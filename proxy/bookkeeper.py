@@ -4,8 +4,9 @@
                      |
                      +-- contracts (proxy/contracts.py), agents' states (proxy/agent_states.py)
 
-Rule 1: a ledger that fails or is late refuses (`ledger-unavailable`); what it may still hold is
-        ended behind the call.
+Rule 1: a ledger that fails or is late refuses (`ledger-unavailable`); what a late one may still
+        hold is ended behind the call. One that refused holds nothing and is left alone: an agent
+        that keeps asking must not pile up work for a ledger that is down.
 Rule 2: a settlement that fails is repeated until it is taken: the log has it already, and
         meanwhile the hold covers it.
 """
@@ -129,7 +130,8 @@ class Bookkeeper:
                 await self.contracts.open_missing(principal)
                 answer = await self.ledger.reserve(order)
         except BaseException as error:
-            self.settle(decision_id, (), principal)  # nobody knows what it holds
+            if not isinstance(error, LedgerUnavailable | LogUnavailable):  # those hold nothing
+                self.settle(decision_id, (), principal)  # nobody knows what it holds
             if isinstance(error, LedgerUnavailable | TimeoutError | LogUnavailable):
                 self._count_fault(error)
                 self.problem = str(error) or "it did not answer in time"

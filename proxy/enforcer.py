@@ -26,6 +26,7 @@ from policies.budget import Amount, State
 from policies.model import Address, ContractBroken, Decision, Request, Verdict
 from policies.policy_set import PolicySet
 from policies.rate import RateLimiter
+from proxy.allowance import Passing
 from proxy.bookkeeper import Bookkeeper
 from proxy.budget_header import format_budget
 from proxy.call import Call, describe_target, find_authorization, read_call
@@ -200,10 +201,12 @@ class Enforcer:
         """Feed an event of the running stream. Returns a reason to cut it, or None; never raises an
         Exception."""
         try:
+            if exchange.is_over and isinstance(event, Passing):
+                return "client-gone"  # it was cut, and its connections are just being closed
             cut = None
-            principal = exchange.principal
-            if principal is not None and self.bookkeeper.state(principal.agent) is State.HALTED:
-                event = event if isinstance(event, Failed) else Failed("halted")
+            stop = self._find_stop(exchange)
+            if stop and not isinstance(event, Failed):
+                event = Failed(stop)
             for effect in exchange.handle(event):
                 if isinstance(effect, Close):
                     cut = effect.reason
@@ -350,6 +353,18 @@ class Enforcer:
             self.bookkeeper.settle(exchange.id, spent, exchange.principal)
         except ANY_FAULT as error:  # counted; the request itself has its verdict
             self.count_fault("ledger", error)
+
+    def _find_stop(self, exchange: Exchange) -> str:
+        """Why nothing of a running exchange may pass any more: a cut does not find the one whose
+        verdict is on its way to the adapter. "" where it may."""
+        principal, decision = exchange.principal, exchange.decision
+        state = self.bookkeeper.state(principal.agent) if principal else State.ACTIVE
+        if state is State.HALTED:
+            return "halted"
+        if state is State.QUARANTINED and decision is not None:
+            kept = self.bookkeeper.states.keep_rules
+            return "" if kept.intersection(decision.rules) else "quarantined"
+        return ""
 
     def _stored(self, exchange: Exchange, policy_set: PolicySet) -> RecordStored:
         """What the re-check needs: halt and policy as they are now."""

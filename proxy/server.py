@@ -21,6 +21,7 @@ import structlog
 from audit.denials import DenialBudget
 from audit.verify import verify
 from audit.writer import LogUnavailable, Writer, wall_clock
+from policies.budget import State
 from policies.compile import compile_policy
 from policies.engine import screen
 from policies.model import Address, ContractBroken, PolicyRejected, Verdict
@@ -210,6 +211,7 @@ class House:
                 principal, target = exchange.principal, exchange.target
                 if principal is None or exchange.stage is not Stage.REQUEST:
                     continue
+                is_quarantined = self.bookkeeper.state(principal.agent) is State.QUARANTINED
                 verdict = screen(
                     principal,
                     policy_set,
@@ -217,8 +219,10 @@ class House:
                     port=target.port,
                     scheme=exchange.request.scheme if exchange.request else None,
                     now=now,
+                    keep_rules=policy_set.keep_rules if is_quarantined else None,
                 )
-                if verdict.verdict is Verdict.DENY and not self.keeper.generation.observe:
+                observes = self.keeper.generation.observe and not is_quarantined
+                if verdict.verdict is Verdict.DENY and not observes:
                     return True
             return False
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policies.budget import Amount
 from policies.model import ContractBroken, Decision, Verdict
 from proxy.exchange import _STEPS, Exchange, State
 from proxy.vocabulary import (
@@ -179,7 +180,7 @@ class ForwardsOnFailure(Exchange):
 class KeepsTheReservation(Exchange):
     """L4: nothing is ever released."""
 
-    def _release(self, **_: bool) -> list[Effect]:
+    def _release(self, _spent: tuple[Amount, ...], **_: bool) -> list[Effect]:
         return []
 
 
@@ -193,8 +194,8 @@ class ReservesAgain(Exchange):
 class ReleasesTwice(Exchange):
     """L4: released whether or not something is held."""
 
-    def _release(self, *, settle: bool) -> list[Effect]:
-        return [Release(settle), Release(settle)]
+    def _release(self, spent: tuple[Amount, ...], *, settle: bool = False) -> list[Effect]:
+        return [Release(settle, spent), Release(settle, spent)]
 
 
 class DecidesTwice(Exchange):
@@ -208,7 +209,7 @@ class EndsTwice(Exchange):
     """L5: an outcome for every byte."""
 
     def _on_sent(self, _event: RequestSent) -> list[Effect]:
-        return [*self._outcome(200, ""), *self._outcome(200, "")]
+        return [*self._outcome(200, "", ()), *self._outcome(200, "", ())]
 
 
 def _patched(kind: type[Exchange], *steps: tuple[State, type[Event], str]) -> type[Exchange]:

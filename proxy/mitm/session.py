@@ -51,6 +51,7 @@ class Session:
         )
         self.unjudged = False  # a head was read, and nothing was recorded of it yet
         self.ended = False
+        self.ended_why = ""  # the reason given to `end`
         self.lag = Lag()
         self.pressure = Pressure()
 
@@ -65,7 +66,7 @@ class Session:
 
     def end(self, reason: str) -> None:
         """End whatever is still under way, so that every exchange has its outcome."""
-        self.ended = True
+        self.ended, self.ended_why = True, reason
         for exchange in list(self.exchanges.values()):
             self.enforcer.advance(exchange, Failed(reason))
         self.exchanges.clear()

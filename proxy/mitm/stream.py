@@ -311,6 +311,7 @@ class Stream(layer.Layer):
 
     def _fail(self, reason: str, detail: str = "") -> layer.CommandGenerator[None]:
         """End the exchange: with an answer where none was begun, else by cutting."""
+        reason = self.session.ended_why or reason  # it may fail because we closed its upstream
         self._advance(Failed(reason, detail))
         yield from self._stop_timer()
         yield from self._close_upstream(reason)

@@ -80,6 +80,11 @@ class Origin:
             mark.recv(1)  # closed as soon as it is its turn
 
     @property
+    def open_connections(self) -> int:
+        """Those that neither end has closed."""
+        return len(self._open)
+
+    @property
     def bytes_received(self) -> int:
         """Over all connections, after TLS."""
         return sum(map(len, self.received))

@@ -75,8 +75,8 @@ class AgentStates:
         if before is not State.HALTED:
             self._move(agent, State.HALTED, reason, by=by)
             self._metrics.safely(lambda m: m.count_halt("operator"))
+            self._spawn(self._tell(agent))  # a ledger that is down must not hold us up
             await self._record(agent, State.HALTED, self._describe(agent))
-            await self._tell(agent)
         return before
 
     def judge(self, accounts: Iterable[Account], *, session: str = "", ref: str = "") -> None:

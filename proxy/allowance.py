@@ -114,9 +114,10 @@ class Allowance:
             raise ContractBroken("a slice that nobody asked for")
         if event.refusal:
             self._refusals[event.unit] = event.refusal
-        else:
+            return
+        self.held += hold.amounts
+        if event.unit in self.granted:
             self.granted[event.unit] += hold.granted[event.unit]
-            self.held += hold.amounts
 
     def count(self, event: Passing) -> str:
         """Count what passes; returns the reason to cut where it does not fit, else ""."""

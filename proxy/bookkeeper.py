@@ -13,6 +13,7 @@ Rule 2: a settlement that fails is repeated until it is taken: the log has it al
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -89,7 +90,7 @@ class Bookkeeper:
     @property
     def is_idle(self) -> bool:
         """Nothing is on its way to the ledger."""
-        return not self._tasks
+        return not self._tasks and not self.contracts.is_owing
 
     # --- what people ask for
 
@@ -205,6 +206,10 @@ class Bookkeeper:
     async def recover(self) -> None:
         """Whether a ledger that failed answers again: who is not ready gets no request to find
         out."""
+        if self.contracts.is_owing:
+            with suppress(LedgerUnavailable, TimeoutError):
+                async with asyncio.timeout(self._deadline_s):
+                    await self.contracts.pay()
         if self.problem and not self._sealed:
             await self.refresh()
 

@@ -61,7 +61,7 @@ class Contracts:
         self._warn_of_pending()
 
     async def _adopt(self, policy_set: PolicySet) -> Book:
-        await self._pay()
+        await self.pay()
         book = await self._ledger.read()
         changed = 0
         for account in book.accounts.values():
@@ -85,7 +85,7 @@ class Contracts:
             LogUnavailable, LedgerUnavailable: they are not open; the request is denied.
         """
         if self._owed:
-            await self._pay()
+            await self.pay()
         if self._policy_set is None:
             return
         for budget in self._policy_set.budgets_of(principal.agent):
@@ -98,6 +98,8 @@ class Contracts:
                     account = terms.open_account(budget, principal.agent, session, self._now_ms())
                     self._recorder.submit(describe_snapshot(account, "opened", self._now_ms()))
                     await self._carry_out(account)
+                    # for `judge_wall_time`, which must know of it before anybody else looks
+                    self.book.accounts.setdefault(base, copy(account))
 
     async def raise_(
         self,
@@ -119,7 +121,7 @@ class Contracts:
             LedgerUnavailable: what was recorded is carried out before the next request.
         """
         async with self._changing:
-            await self._pay()
+            await self.pay()
             chosen = _choose(await self._ledger.read(), budget, agent, session)
             # all are planned before the first is recorded: a refusal refuses all
             plans = [self._plan(account, unit, to) for account in chosen]
@@ -224,10 +226,22 @@ class Contracts:
     async def _carry_out(self, account: Account) -> None:
         """Tell the ledger what the log has: now, or before anything else is reserved."""
         self._owed[account.base] = account
-        await self._pay()
+        await self.pay()
 
-    async def _pay(self) -> None:
+    @property
+    def is_owing(self) -> bool:
+        """Whether the log knows of a contract that the ledger has not taken yet."""
+        return bool(self._owed)
+
+    async def pay(self) -> None:
+        """Give the ledger what it is owed.
+
+        Raises:
+            LedgerUnavailable: it does not take it; the next request tries again.
+        """
         for base, account in list(self._owed.items()):
+            if self._owed.get(base) is not account:
+                continue  # paid meanwhile: what came after it must not be undone
             await self._ledger.change(PutAccount(account))
             self._opened.add(base)
             if self._owed.get(base) is account:

@@ -344,6 +344,9 @@ class House:
     def check_books(self) -> None:
         """The ledger against the log, against its limits, and against what it said before."""
         book = self.run(self.ledger.read())
+        held = getattr(self.ledger, "held", None)
+        if held is not None and self.bookkeeper.is_idle:
+            _hold(held == len(self.open), f"{held} reservations, {len(self.open)} open")
         for account in book.accounts.values():
             self._check_account(account)
         for agent, standing in book.standings.items():
@@ -356,9 +359,6 @@ class House:
             self._compare(fold_log(self.log).book(live=True), book)
 
     def _check_account(self, account: Account) -> None:
-        held = getattr(self.ledger, "held", None)
-        if held is not None and self.bookkeeper.is_idle:
-            _hold(held == len(self.open), f"{held} reservations, {len(self.open)} open")
         for unit, term in account.contract.terms.items():
             key, spent = f"{account.name} {unit}", account.spent.get(unit, 0)
             total = spent + account.held.get(unit, 0)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from policies.budget import Amount
 from policies.model import ContractBroken, Decision, Verdict
+from proxy.allowance import Passing
 from proxy.exchange import _STEPS, Exchange, State
 from proxy.vocabulary import (
     Close,
@@ -27,10 +28,16 @@ from proxy.vocabulary import (
     Reserve,
     Resolved,
     ResponseEnd,
+    ResponseHead,
+    ResponseReceived,
+    SliceAnswered,
+    SliceStored,
+    SliceWanted,
     Stage,
 )
 from tests.kit.enforcement import NOW, Message
 from tests.kit.exchanges import (
+    HOLD,
     POLICIES,
     PUBLIC,
     LawBroken,
@@ -40,6 +47,7 @@ from tests.kit.exchanges import (
     head,
     list_events,
     read,
+    slice_of,
 )
 
 EVENTS = {stage: list_events(stage) for stage in Stage}
@@ -180,7 +188,8 @@ class ForwardsOnFailure(Exchange):
 class KeepsTheReservation(Exchange):
     """L4: nothing is ever released."""
 
-    def _release(self, _spent: tuple[Amount, ...], **_: bool) -> list[Effect]:
+    def _release(self, spent: tuple[Amount, ...], *, settle: bool = False) -> list[Effect]:
+        del spent, settle
         return []
 
 
@@ -271,6 +280,108 @@ def test_a_credential_in_the_request_breaks_l6() -> None:
     exchange = Exchange("0" * 32, Stage.REQUEST, SAME)
     with pytest.raises(ContractBroken, match="L6"):
         exchange.handle(replace(head(), request=request))
+
+
+HELD = (*HAPPY[:2], LedgerAnswered(hold=HOLD, now_ms=1), HAPPY[3])
+MORE = SliceAnswered("bytes_in", slice_of("bytes_in", 64))
+
+ENDS: dict[str, tuple[Event, ...]] = {
+    "in order": (RequestSent(100, body=False), ResponseHead(200, 30, None), ResponseEnd()),
+    "the ledger raised": (),
+    "cut, as the budget is used up": (RequestSent(121),),
+    "cut by the size of its head": (RequestSent(9, body=False), ResponseHead(200, 30, 5_000)),
+    "cut, as the answer is too large": (RequestSent(9), ResponseReceived(101)),
+    "failed before a byte left": (Failed("connect-failed"),),
+    "failed under way": (RequestSent(5), Failed("client-gone")),
+    "failed while a slice is asked for": (
+        RequestSent(5), ResponseReceived(90), SliceWanted("bytes_in", 20), Failed("client-gone"),
+    ),
+    "failed while a slice is recorded": (
+        RequestSent(5), ResponseReceived(90), SliceWanted("bytes_in", 20), MORE, Failed("x"),
+    ),
+    "a slice that is used": (
+        RequestSent(5), SliceWanted("bytes_in", 20), MORE, SliceStored("bytes_in"),
+        ResponseReceived(160), ResponseEnd(),
+    ),
+    "a slice nobody recorded": (
+        RequestSent(5), SliceWanted("bytes_in", 20), MORE,
+        SliceStored("bytes_in", "audit-unavailable"), ResponseHead(200, 160, None),
+    ),
+    "a slice that comes too late": (RequestSent(5), ResponseEnd(), MORE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("events", ENDS.values(), ids=ENDS)
+def test_each_way_to_end_settles_once_and_no_more_than_was_held(events: tuple[Event, ...]) -> None:
+    watch = start()
+    for event in (*HELD, *events):
+        watch.feed(event)
+    watch.finish()
+    assert watch.released is not None
+    assert watch.outcomes == 1
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        RecordStored(SAME, NOW, halted=True),
+        RecordStored(POLICIES["closed"], NOW),
+        RecordStored(SAME, NOW, quarantined=True),
+        Failed("deadline-exceeded", queued=True),
+        Failed("audit-unavailable"),
+    ],
+    ids=lambda event: repr(event)[:20],
+)
+def test_what_is_stopped_behind_its_reservation_is_void(stored: Event) -> None:
+    watch = start()
+    for event in (*HELD[:3], stored):
+        watch.feed(event)
+    watch.finish()
+    assert watch.forwarded is None
+    assert watch.released == Release(settle=False)
+
+
+class SettlesEverything(Exchange):
+    """L4: books more than was held."""
+
+    def _release(self, spent: tuple[Amount, ...], *, settle: bool = False) -> list[Effect]:
+        twice = tuple(one._replace(amount=2 * one.amount) for one in spent)
+        return super()._release(twice, settle=settle)
+
+
+class VoidsWhatLeft(Exchange):
+    """L4: books nothing although something was sent."""
+
+    def _release(self, *_: object, **__: object) -> list[Effect]:
+        return super()._release((), settle=False)
+
+
+class PassesUnheld(Exchange):
+    """L4: looks away when a budget is used up."""
+
+    def _pass(self, event: Passing) -> list[Effect]:
+        self.allowance.counted["bytes_out"] += event.count_bytes
+        return []
+
+
+BLIND: dict[str, tuple[type[Exchange], str]] = {
+    "more is booked than was held": (SettlesEverything, "L4: .* of"),
+    "nothing is booked of what left": (VoidsWhatLeft, "L4: a void of what left"),
+    "bytes pass that nobody held": (PassesUnheld, "L4: 130 bytes_out of 120"),
+}
+
+
+@pytest.mark.parametrize(("kind", "law"), BLIND.values(), ids=BLIND)
+def test_the_watch_sees_what_is_spent_beside_a_budget(kind: type[Exchange], law: str) -> None:
+    watch = start(kind=kind)
+    events = (*HELD, RequestSent(90), RequestSent(40), ResponseEnd())
+    with pytest.raises(LawBroken, match=law):
+        _show(watch, events)
+
+
+def _show(watch: Watch, events: tuple[Event, ...]) -> None:
+    for event in events:
+        watch.feed(event)
 
 
 WATCHED: dict[str, tuple[list[Effect], str]] = {

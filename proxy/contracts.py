@@ -54,10 +54,12 @@ class Contracts:
         async with self._changing:
             before, self._policy_set = self._policy_set, policy_set  # sessions open under the new
             try:
-                self.book = await self._adopt(policy_set)
+                adopted = await self._adopt(policy_set)
             except BaseException:
                 self._policy_set = before
                 raise
+            # sessions may have begun meanwhile
+            self.book = Book({**self.book.accounts, **adopted.accounts}, adopted.standings)
         self._warn_of_pending()
 
     async def _adopt(self, policy_set: PolicySet) -> Book:
@@ -98,8 +100,6 @@ class Contracts:
                     account = terms.open_account(budget, principal.agent, session, self._now_ms())
                     self._recorder.submit(describe_snapshot(account, "opened", self._now_ms()))
                     await self._carry_out(account)
-                    # for `judge_wall_time`, which must know of it before anybody else looks
-                    self.book.accounts.setdefault(base, copy(account))
 
     async def raise_(
         self,
@@ -244,6 +244,8 @@ class Contracts:
                 continue  # paid meanwhile: what came after it must not be undone
             await self._ledger.change(PutAccount(account))
             self._opened.add(base)
+            # deadlines are judged by it, and nobody else may look for a while
+            self.book.accounts.setdefault(base, copy(account))
             if self._owed.get(base) is account:
                 del self._owed[base]
 

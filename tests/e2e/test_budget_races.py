@@ -30,6 +30,7 @@ from tests.kit.counting_house import (
 )
 from tests.kit.http1 import Answer, Http1
 from tests.kit.http2 import Http2
+from tests.kit.origin import Seen
 from tests.kit.proxy import wait_until
 
 CALLS = 200
@@ -44,7 +45,10 @@ class Gate:
 
     def __init__(self, house: CountingHouse) -> None:
         self._open = threading.Event()
-        house.origin.on_head = lambda _seen: self._open.wait(PATIENCE_S) and None
+        house.origin.on_head = self._keep_back
+
+    def _keep_back(self, _seen: Seen) -> None:
+        self._open.wait(PATIENCE_S)
 
     def open(self) -> None:
         self._open.set()

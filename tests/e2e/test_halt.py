@@ -318,9 +318,9 @@ def test_a_threshold_cuts_what_is_live(tmp_path: Path) -> None:
 def test_a_quarantined_agent_keeps_the_rules_that_are_kept(tmp_path: Path) -> None:
     kept = RULES[0].replace("id: api", "id: kept").replace("/**", "/kept/**")
     marks = at("{ reached: 30%, do: quarantine }")
-    policy = {"rules": (kept, *RULES), "more": "quarantine: { keep_rules: [kept] }\n"}
+    more = "quarantine: { keep_rules: [kept] }\n"
     with (
-        open_house(tmp_path, marks, **policy) as house,
+        open_house(tmp_path, marks, rules=(kept, *RULES), more=more) as house,
         LiveStreams() as streams,
         LiveStreams() as others,
     ):

@@ -154,9 +154,12 @@ class CountingHouse:
         return next(one for name, one in self.show().items() if name.partition("@")[0] == account)
 
     def settled(self) -> bool:
-        """Whether every request that was let through has its outcome."""
-        allowed = {one["id"] for one in self.proxy.records("decision") if one["reserve"]}
-        return allowed <= {one["ref"] for one in self.proxy.records("outcome")}
+        """Whether every request that this run of the server let through has its outcome."""
+        records = self.proxy.records()
+        began = max(at for at, one in enumerate(records) if one["kind"] == "log.open")
+        run = records[began:]
+        allowed = {one["id"] for one in run if one["kind"] == "decision" and one["reserve"]}
+        return allowed <= {one["ref"] for one in run if one["kind"] == "outcome"}
 
     def check_books(self, *, command: bool = False) -> dict[str, dict[str, int]]:
         """`budget show`, once nothing is under way: what is spent, by account; equals the log."""

@@ -92,6 +92,7 @@ class WebSocketRelay(layer.Layer):
         if not frame.data and not frame.message_finished:
             return  # a fragment of nothing: it would tell something that nobody counts
         size = len(frame.data.encode()) if isinstance(frame.data, str) else len(frame.data)
+        size = size or 1  # an empty message tells something, too, and must not be free
         count: Passing = ResponseReceived(size, divisible=False)
         if self._is_client(origin):
             count = RequestSent(size, divisible=False)

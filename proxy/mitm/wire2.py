@@ -10,7 +10,9 @@ from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import _http2
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._events import (
+    ErrorCode,
     RequestHeaders,
+    RequestProtocolError,
     ResponseData,
     ResponseProtocolError,
 )
@@ -75,6 +77,12 @@ class StrictHttp2Server(_http2.Http2Server):
             if self._resets > _RESETS_MAX:
                 yield from self.protocol_error("too many resets")
                 return True
+            if event.stream_id not in self.streams:
+                # it ended and was reset in one piece: mitmproxy forgot it at the end, and the
+                # exchange would go on for nobody, holding what it holds
+                gone = RequestProtocolError(event.stream_id or 0, "client-gone", ErrorCode.CANCEL)
+                yield ReceiveHttp(gone)
+                return False
         return (yield from super().handle_h2_event(event))
 
     def protocol_error(self, message: str, error_code: int = 1) -> CommandGenerator[None]:

@@ -330,6 +330,16 @@ def extend(accounts: Sequence[Account], extension: Extension) -> Hold | Shortfal
     return Hold(tuple(amounts), granted, closed, opened, list_left(accounts, now_ms))
 
 
+def join(held: Iterable[Amount], further: Iterable[Amount]) -> tuple[Amount, ...]:
+    """Holds of one decision, one entry for each account, period and unit, in the order of the
+    holds: what a stream holds must not grow with its length."""
+    sums: dict[tuple[str, str], int] = {}
+    for account, unit, amount in (*held, *further):
+        key = account, unit
+        sums[key] = sums.get(key, 0) + amount
+    return tuple([_new(Amount, (*key, amount)) for key, amount in sums.items()])
+
+
 def allocate(held: Iterable[Amount], counted: Mapping[str, int]) -> tuple[Amount, ...]:
     """What a settlement books, given what was held and the bytes that were counted.
 

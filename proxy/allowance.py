@@ -11,7 +11,7 @@ Rule 3: exact units are settled in full, bytes as counted, never more than was h
 
 from dataclasses import dataclass, field
 
-from policies.budget import SLICE_BYTES, Amount, Hold, Left, Shortfall, allocate
+from policies.budget import SLICE_BYTES, Amount, Hold, Left, Shortfall, allocate, join
 from policies.model import ContractBroken, Decision, Request
 from proxy.vocabulary import (
     RequestSent,
@@ -115,7 +115,7 @@ class Allowance:
         if event.refusal:
             self._refusals[event.unit] = event.refusal
             return
-        self.held += hold.amounts
+        self.held = list(join(self.held, hold.amounts))
         if event.unit in self.granted:
             self.granted[event.unit] += hold.granted[event.unit]
 

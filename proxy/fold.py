@@ -139,6 +139,8 @@ class Fold:
             account.first_ms = account.first_ms or now_ms
             _add(account.held, amount)
             reservation.amounts.append(amount)
+        if len(reservation.amounts) > len(entries):  # a stream that was extended
+            reservation.amounts = list(budget.join(reservation.amounts, ()))
 
     def _find(self, name: str) -> Account | None:
         """The account that a hold concerns, in a new period where the name says so."""

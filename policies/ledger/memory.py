@@ -57,7 +57,7 @@ class MemoryLedger:
                 raise ContractBroken("I3: an extension of what is not reserved")
             hold = budget.extend(self._find(known.agent, known.session), order)
             if isinstance(hold, Hold):
-                known.amounts += hold.amounts
+                known.amounts = list(budget.join(known.amounts, hold.amounts))
             return hold
         if known is not None:
             raise ContractBroken("I3: a decision reserves once")

@@ -186,7 +186,8 @@ class SqliteLedger:
         accounts = self._table.find_accounts(known.agent, known.session)
         hold = budget.extend(accounts, extension)
         if isinstance(hold, Hold):
-            self._table.put_reservation(known._replace(amounts=known.amounts + hold.amounts))
+            joined = budget.join(known.amounts, hold.amounts)
+            self._table.put_reservation(known._replace(amounts=joined))
         if isinstance(hold, Hold) or hold.closed:
             self._table.update_accounts(accounts)
         return hold

@@ -13,6 +13,7 @@ from policies.budget import (
     Contract,
     Term,
     allocate,
+    join,
     put,
     reserve,
     roll,
@@ -247,3 +248,39 @@ def test_another_window_that_begins_at_the_same_moment_keeps_the_period() -> Non
     merged = put(known, Account("daily", "coder", "", contract({}, window_ms=1), known.from_ms))
     assert (merged.name, merged.held) == (FRIDAY, {"requests": 2})
     assert merged.contract == Contract({}, 1)
+
+
+# Streams that are extended again and again
+
+_HOLDS = st.lists(
+    st.tuples(
+        st.sampled_from(("a/coder", "b/coder")),
+        st.sampled_from(("bytes_in", "bytes_out")),
+        st.integers(0, 99),
+    ),
+    max_size=12,
+)
+
+
+@given(_HOLDS, st.integers(0, 12), st.integers(0, 400), st.integers(0, 400))
+def test_holds_that_are_joined_book_what_they_would_have_booked_apart(
+    rows: list[tuple[str, str, int]], turn: int, sent: int, received: int
+) -> None:
+    """Its period turns for every account after `turn` holds."""
+    holds = [
+        Amount(f"{base}@2024-10-0{4 + (at >= turn)}T00:00:00Z", unit, amount)
+        for at, (base, unit, amount) in enumerate(rows)
+    ]
+    joined: tuple[Amount, ...] = ()
+    for one in holds:
+        joined = join(joined, (one,))
+    assert len({one[:2] for one in joined}) == len(joined)
+    counted = {"bytes_out": sent, "bytes_in": received}
+    assert allocate(joined, counted) == allocate(holds, counted)
+
+
+def test_a_stream_holds_one_entry_however_long_it_is() -> None:
+    joined: tuple[Amount, ...] = ()
+    for _ in range(1_000):
+        joined = join(joined, [Amount(FRIDAY, "bytes_in", 5)])
+    assert joined == (Amount(FRIDAY, "bytes_in", 5_000),)

@@ -1,4 +1,5 @@
-"""Edits of budgets in a running server: what falls, falls at once; what rises waits for a person."""
+"""Edits of budgets in a running server: what falls, falls at once; what rises waits for
+a person."""
 
 import json
 import threading
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.kit.counting_house import (
+    API,
     CREDENTIALED,
     RULES,
     CountingHouse,
@@ -66,20 +68,22 @@ def spend_without_end(house: CountingHouse, count: int) -> None:
 
 
 def test_a_lower_byte_limit_cuts_a_stream_that_runs(tmp_path: Path) -> None:
-    """It goes on for what it holds, at most one slice."""
-    wide = "bytes: { each: agent, limits: { bytes_in: 1GB } }"
-    with open_house(tmp_path, wide) as house:
+    """It goes on for what it holds: one slice, where nobody knows its length."""
+    chunk = b"10000\r\n" + b"c" * 65_536 + b"\r\n"
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with open_house(tmp_path, "bytes: { each: agent, limits: { bytes_in: 1GB } }") as house:
+        house.origin.raw_answers["/endless"] = head + chunk * 1_000
         with house.tunnel() as client:
-            client.send("/big/200000000", "api.test.example")
+            client.send("/endless", API)
             assert client.read_head().status == 200
-            house.load("bytes: { each: agent, limits: { bytes_in: 1MB } }")
+            house.load("bytes: { each: agent, limits: { bytes_in: 1kB } }")
             with pytest.raises(OSError):
-                client.exactly(200_000_000)
-        assert wait_until(lambda: house.proxy.records("outcome"))
-        (outcome,) = house.proxy.records("outcome")
+                list(client.chunks())
+        (outcome,) = house.proxy.wait_for("outcome")
         assert outcome["cut"] == "budget-exhausted"
+        assert outcome["bytes_in"] < 40_000_000
         assert reason_of(house.ask("/ok")) == "budget-exhausted"
-        house.check_books()
+        assert house.check_books() == {"bytes/local": {"bytes_in": outcome["bytes_in"]}}
 
 
 def test_a_higher_limit_waits_for_a_person(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -30,6 +30,7 @@ from policies.budget import (
     Shortfall,
     State,
     copy,
+    roll,
 )
 from policies.ledger import Book, Ledger, LedgerUnavailable
 from policies.model import ContractBroken, Principal
@@ -45,7 +46,16 @@ from proxy.vocabulary import LedgerAnswered, Reserve, SliceAnswered, SliceWanted
 log = structlog.get_logger()
 
 _RETRY_S = 0.5
+_NEVER_MS = 2**63
 _WAITING = "waits for the ledger"  # name of a task that tries again and again
+
+
+class _Deadline(NamedTuple):
+    """When the wall_time of a running decision is over."""
+
+    agent: str
+    session: str
+    ends_ms: int
 
 
 class Bookkeeper:
@@ -77,7 +87,7 @@ class Bookkeeper:
         self._recorder = recorder
         self._metrics = metrics
         self._deadline_s = deadline_s
-        self._wall_times: dict[str, int] = {}  # by running decision: when its wall_time is over
+        self._running: dict[str, _Deadline] = {}  # by decision, where an account limits it
         self._tasks: set[asyncio.Task[None]] = set()
         self.problem = ""  # why requests are refused for now, for /readyz
         self._sealed = ""
@@ -98,6 +108,7 @@ class Bookkeeper:
         """See `Contracts.adopt`."""
         await self.contracts.adopt(policy_set)
         self.states.keep_rules = policy_set.keep_rules
+        self._move_deadlines(is_raise=False)
 
     async def halt(self, agent: str, reason: str, by: str) -> State:
         """See `AgentStates.halt`."""
@@ -105,7 +116,9 @@ class Bookkeeper:
 
     async def raise_budget(self, budget: str, by: str, **selection: Any) -> list[dict[str, Any]]:
         """See `Contracts.raise_`."""
-        return await self.contracts.raise_(budget, by, **selection)
+        made = await self.contracts.raise_(budget, by, **selection)
+        self._move_deadlines(is_raise=True)
+        return made
 
     async def show(self, agent: str | None = None) -> list[dict[str, Any]]:
         """See `Contracts.show`."""
@@ -146,8 +159,8 @@ class Bookkeeper:
         if not answer.amounts:
             return LedgerAnswered()  # no account limits it
         rests = [left.available for left in answer.left if left.unit == WALL_TIME]
-        if rests:
-            self._wall_times[decision_id] = now_ms + min(rests)
+        ends_ms = now_ms + min(rests) if rests else _NEVER_MS
+        self._running[decision_id] = _Deadline(*who, ends_ms)
         return LedgerAnswered(hold=answer, now_ms=now_ms)
 
     async def extend(self, decision_id: str, wanted: SliceWanted) -> SliceAnswered:
@@ -170,7 +183,7 @@ class Bookkeeper:
         self, decision_id: str, spent: Sequence[Amount], principal: Principal | None
     ) -> None:
         """End a reservation, behind everything that was asked before."""
-        self._wall_times.pop(decision_id, None)
+        self._running.pop(decision_id, None)
         self._spawn(self._settle(decision_id, spent, principal))
 
     async def _settle(
@@ -192,10 +205,26 @@ class Bookkeeper:
 
     def find_overdue(self) -> frozenset[str]:
         """Running decisions whose wall_time is over: their streams are to be cut."""
-        if not self._wall_times:
+        if not self._running:
             return frozenset()
         now_ms = self.now_ms()
-        return frozenset(one for one, ends_ms in self._wall_times.items() if now_ms >= ends_ms)
+        return frozenset(one for one, known in self._running.items() if now_ms >= known.ends_ms)
+
+    def _move_deadlines(self, *, is_raise: bool) -> None:
+        """What is under way follows another wall_time, too; only a raise gives it more."""
+        now_ms = self.now_ms()
+        ends: dict[tuple[str, str], int] = {}
+        for known in self.contracts.book.accounts.values() if self._running else ():
+            if WALL_TIME in known.contract.terms:
+                account = copy(known)
+                roll(account, now_ms)
+                ends_ms = now_ms + account.available(WALL_TIME, now_ms)
+                key = account.agent, account.session
+                ends[key] = min(ends_ms, ends.get(key, ends_ms))
+        for decision_id, (agent, session, before_ms) in self._running.items():
+            found = [ends.get((agent, one), _NEVER_MS) for one in ("", session)]
+            ends_ms = min(found) if is_raise else min(before_ms, *found)
+            self._running[decision_id] = _Deadline(agent, session, ends_ms)
 
     async def judge_wall_time(self) -> None:
         """Thresholds of wall_time, which passes without a settlement."""

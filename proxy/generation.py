@@ -22,12 +22,12 @@ import structlog
 from audit.writer import LogUnavailable
 from policies.compile import Compiled, compile_policy
 from policies.ledger import LedgerUnavailable
-from policies.model import PolicyRejected
+from policies.model import ContractBroken, PolicyRejected
 from policies.policy_set import PolicySet
 from policies.sources import PolicyUnreadable
 from proxy.enforcer import Generation
 from proxy.metrics import Metrics
-from proxy.recording import Recorder
+from proxy.recording import AuditEvent, Recorder
 from proxy.settings import Settings
 
 log = structlog.get_logger()
@@ -61,6 +61,7 @@ class PolicyKeeper:
         self._seen: Mapping[str, object] = {}
         self._is_waiting = False  # a good candidate that the log or the archive did not take
         self._stale_since: float | None = None
+        self._recorded: AuditEvent | None = None  # the last `policy.load`
         self._lock = asyncio.Lock()
         self.problem = ""  # of the last reload; "" when it was fine
         self.generation = Generation(first.policy_set, 0)
@@ -92,8 +93,8 @@ class PolicyKeeper:
             else:
                 try:
                     await self._apply(compiled)
-                except (LogUnavailable, LedgerUnavailable, OSError) as error:
-                    self.problem = f"the new policy could not be recorded: {error}"
+                except (ContractBroken, LogUnavailable, LedgerUnavailable, OSError) as error:
+                    self.problem = f"the new policy could not be brought into force: {error}"
                     self._is_waiting = True
                     self._stay_stale()
                     return "rejected"
@@ -167,12 +168,8 @@ class PolicyKeeper:
             "serial": serial,
             "mode": mode,
         }
-        try:
-            async with asyncio.timeout(_RECORD_S):
-                await self._recorder.store(event)
-        except TimeoutError:
-            text = f"not durable within {_RECORD_S} s"
-            raise LogUnavailable("audit-unavailable", text) from None
+        if event != self._recorded:  # else only its limits wait, and it is tried twice a second
+            await self._record(event)
         await self._adopt(policy_set)  # limits that it lowers hold before its rules do
         self._compiled = compiled
         # one reference assignment each; exchanges took what they need at their start
@@ -194,6 +191,16 @@ class PolicyKeeper:
                 "observe", effect="what no rule allows is forwarded and recorded as would: deny"
             )
         self._swapped()
+
+    async def _record(self, event: AuditEvent) -> None:
+        self._recorded = None
+        try:
+            async with asyncio.timeout(_RECORD_S):
+                await self._recorder.store(event)
+        except TimeoutError:
+            text = f"not durable within {_RECORD_S} s"
+            raise LogUnavailable("audit-unavailable", text) from None
+        self._recorded = event
 
     def _look(self) -> Mapping[str, object]:
         """What tells a changed file: identity, size and time of every file the policy was read

@@ -14,6 +14,7 @@ import proxy.generation
 from audit.writer import LogUnavailable
 from policies.compile import compile_policy
 from policies.ledger import LedgerUnavailable
+from policies.model import ContractBroken
 from policies.policy_set import PolicySet
 from proxy.generation import PolicyKeeper
 from proxy.metrics import Metrics
@@ -157,6 +158,28 @@ def test_a_reload_whose_limits_cannot_be_adopted_waits_and_comes_into_force_late
     assert play(house, *steps, watch_until_applied(house))[2] == "rejected"
     assert house.keeper.generation.serial == 2
     assert house.keeper.problem == ""
+
+
+def test_a_policy_that_waits_for_its_limits_is_recorded_once(house: House) -> None:
+    def break_books() -> None:
+        house.adopt_error = LedgerUnavailable("it is down")
+
+    def mend_books() -> None:
+        house.adopt_error = None
+
+    again = [reload(house)] * 5
+    steps = (break_books, write(house.file, text("b.test")), *again, mend_books, reload(house))
+    assert play(house, *steps)[-1] == "applied"
+    assert [one["serial"] for one in house.recorder.of("policy.load")] == [1, 2]
+
+
+def test_limits_that_would_rise_by_themselves_leave_the_policy_stale(house: House) -> None:
+    def break_books() -> None:
+        house.adopt_error = ContractBroken("a budget rose by itself")
+
+    steps = (break_books, write(house.file, text("b.test")), reload(house))
+    assert play(house, *steps)[-1] == "rejected"
+    assert "rose" in house.keeper.problem
 
 
 def watch_until_applied(house: House) -> Callable[[], Awaitable[None]]:
@@ -330,7 +353,7 @@ def test_a_policy_that_cannot_be_archived_is_not_applied(house: House) -> None:
 
     results = play(house, spoil, write(house.file, text("b.test")), reload(house))
     assert results[-1] == "rejected"
-    assert "could not be recorded" in house.keeper.problem
+    assert "could not be brought into force" in house.keeper.problem
     assert house.keeper.generation.serial == 1
 
 

@@ -166,6 +166,8 @@ class Bookkeeper:
     async def extend(self, decision_id: str, wanted: SliceWanted) -> SliceAnswered:
         """Hold a further slice for a stream. A ledger that cannot answer refuses."""
         now_ms, unit = self.now_ms(), wanted.unit
+        if self._sealed:
+            return SliceAnswered(unit, refusal="contract-broken")
         extension = Extension(decision_id, unit, wanted.need_bytes, now_ms, wanted.whole)
         try:
             async with asyncio.timeout(self._deadline_s):

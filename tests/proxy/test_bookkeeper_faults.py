@@ -6,7 +6,8 @@ import pytest
 
 from policies.ledger import LedgerUnavailable
 from policies.ledger.memory import MemoryLedger
-from proxy.enforcer import Refused
+from proxy.enforcer import Admitted, Refused
+from proxy.vocabulary import Failed, RequestSent, SliceWanted
 from tests.kit.enforcement import POLICY, Faulty, Message, furnish
 
 BUDGET = "budgets: { day: { each: agent, limits: { requests: 9, bytes_in: 1MB } } }\nrules:\n"
@@ -50,5 +51,26 @@ def test_a_reservation_that_came_too_late_is_ended_behind_the_call(*, is_held: b
         assert isinstance(verdict, Refused)
         await enforcer.bookkeeper.flush()
         assert ledger.held == 0
+
+    asyncio.run(main())
+
+
+def test_sealed_books_deny_requests_and_give_streams_no_more() -> None:
+    async def main() -> None:
+        enforcer, _recorder = furnish(LIMITED)
+        bookkeeper = enforcer.bookkeeper
+        await bookkeeper.adopt(enforcer.generation.policy_set)
+        call = Message().call()
+        running = await enforcer.judge(enforcer.open(call), call)
+        assert isinstance(running, Admitted)
+        bookkeeper.seal("I6: the ledger and the log differ")
+        verdict = await enforcer.judge(enforcer.open(call), call)
+        assert isinstance(verdict, Refused)
+        assert verdict.denial.reason == "contract-broken"
+        answer = await bookkeeper.extend(running.exchange.id, SliceWanted("bytes_in", 1))
+        assert answer.refusal == "contract-broken"
+        assert enforcer.advance(running.exchange, RequestSent(80, body=False)) is None
+        assert enforcer.advance(running.exchange, Failed("client-gone"))
+        await bookkeeper.flush()
 
     asyncio.run(main())

@@ -231,7 +231,8 @@ class House:
             log.info("tightened", connections_cut=cut)
 
     def _cut_agent(self, agent: str, spared: frozenset[str], reason: str) -> int:
-        """Cut what an agent has under way, but for streams that a spared rule allows."""
+        """Cut the connections on which an agent has anything under way that no spared rule
+        allows."""
 
         def is_hit(handler: "Handler") -> bool:
             return any(

@@ -538,6 +538,40 @@ def test_frames_are_counted_by_payload_and_control_frames_are_not(purses: Purses
     assert b"bye" not in purses.origin.received[-1]
 
 
+def test_a_long_talk_renews_its_slices_both_ways(purses: Purses) -> None:
+    purse = purses["plenty"]
+    purses.origin.frames.clear()
+    before = len(purse.of("reserve"))
+    client = open_socket(purse)
+    size, count = 16_000, 80
+    for number in range(count):
+        client.connection.sendall(frame(bytes([number]) * size))
+        got = b""
+        while len(got) < size:
+            got += read_frame(client)[1]  # a frame may come in fragments
+        assert got == bytes([number]) * size
+    client.connection.sendall(frame(b"\x03\xe8", 8))
+    assert close_of(client) == 1000
+    out, came = last_counts(purse)
+    assert out - size * count == purses.origin.received[-1].index(b"\r\n\r\n") + 4
+    assert came - size * count == purses.origin.sent[-1].index(b"\r\n\r\n") + 4
+    assert 4 <= len(purse.of("reserve")) - before <= 20
+
+
+def test_many_streams_of_one_connection_renew_their_slices(purses: Purses) -> None:
+    """HTTP/2 on both sides, lengths unknown."""
+    purse = purses["plenty"]
+    before, slices = len(purse.settle()), len(purse.of("reserve"))
+    client = purse.http2(FAST)
+    streams = [client.send(f"/big/{1_000_000 + number}", FAST) for number in range(5)]
+    answers = client.read(*streams)
+    assert [len(answer.body) for answer in answers] == [1_000_000 + number for number in range(5)]
+    head = count_head("HTTP/1.1 200 ", "content-type: application/json", "x-origin: h2")
+    counted = [outcome["bytes_in"] for outcome in purse.settle()[before:]]
+    assert sorted(counted) == [head + 1_000_000 + number for number in range(5)]
+    assert len(purse.of("reserve")) - slices <= 5 * 6
+
+
 # --- many small parts, large streams, many at once
 
 

@@ -195,13 +195,19 @@ class Purses:
 
 @contextlib.contextmanager
 def open_purses(
-    folder: Path, limits: Mapping[str, str], *options: str, kind: type[Proxy] = Proxy, **more: Any
+    folder: Path,
+    limits: Mapping[str, str],
+    *options: str,
+    kind: type[Proxy] = Proxy,
+    rules: str = "",
+    resolve: Sequence[str] = (),
+    **more: Any,
 ) -> Iterator[Purses]:
-    """Start destinations and server; what was recorded must verify in the end, and no bound may
-    have been broken."""
+    """Start destinations and server; what was recorded must verify in the end, and no contract may
+    have been broken. `rules` and `resolve` are further ones."""
     authority = Authority(folder / "origin")
     policy = folder / "policies.yaml"
-    policy.write_text(format_purses(limits), encoding="utf-8")
+    policy.write_text(format_purses(limits, RULES + rules), encoding="utf-8")
     fast_tls = authority.server_context(FAST, protocols=("h2",))
     with (
         Origin(tls=authority.server_context(API)) as origin,
@@ -213,7 +219,7 @@ def open_purses(
             for host, port in ((API, origin.port), (ROGUE, rogue.port), (FAST, fast.port))
         ]
         pem = authority.pem
-        proxy = kind(folder, policy, *options, resolve=pins, upstream_ca=pem, **more)
+        proxy = kind(folder, policy, *options, resolve=[*pins, *resolve], upstream_ca=pem, **more)
         purses = Purses(proxy, origin, rogue, fast, tuple(limits))
         with proxy:
             yield purses

@@ -48,7 +48,7 @@ class Stream:
         verdict = await self.enforcer.judge(self.enforcer.open(call), call)
         assert isinstance(verdict, Admitted)
         self.exchange = verdict.exchange
-        await self.feed(RequestSent(40, body=False), ResponseHead(200, 50, None))
+        await self.feed(RequestSent(30, body=False), ResponseHead(200, 50, None))
         return self
 
     async def feed(self, *events: Event) -> str | None:
@@ -225,7 +225,7 @@ async def test_an_upload_is_extended_like_an_answer(call: Callable[[], Any]) -> 
     stream = await Stream().begin(call())
     assert await stream.feed(RequestSent(400 * KIB)) is None
     (outcome,) = [stream.exchange.bytes_out]
-    assert outcome == 40 + 400 * KIB
+    assert outcome == 30 + 400 * KIB
     await stream.end()
 
 

@@ -347,6 +347,23 @@ def test_a_quarantined_agent_keeps_the_rules_that_are_kept(tmp_path: Path) -> No
         assert house.proxy.verify().returncode == 0
 
 
+def test_a_reload_that_keeps_less_cuts_the_streams_of_a_quarantined_agent(tmp_path: Path) -> None:
+    marks = at("{ reached: 30%, do: quarantine }")
+    with (
+        open_house(tmp_path, marks, more="quarantine: { keep_rules: [api] }\n") as house,
+        LiveStreams() as streams,
+    ):
+        streams.open("sse", house.tunnel())
+        assert [house.ask("/ok").status for _ in range(3)] == [200] * 3
+        assert wait_until(lambda: house.state("local") == "quarantined")
+        streams.run_until(lambda: False, timeout_s=0.3)
+        assert streams.live == {"sse": 1}
+        house.load(marks, more="quarantine: { keep_rules: [] }\n")
+        assert streams.run_until(lambda: not streams.live, timeout_s=5.0), streams.live
+        cut = [one for one in house.proxy.records("outcome") if one.get("error")]
+        assert [one["error"] for one in cut] in (["policy-changed"], ["quarantined"])
+
+
 def test_states_only_move_right(tmp_path: Path) -> None:
     """One after the other, each once, also when the spending jumps over some of them."""
     marks = at(*(f"{{ reached: {n}%, do: {do} }}" for n, do in ((10, "warn"), (20, "quarantine"))))

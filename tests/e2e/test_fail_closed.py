@@ -36,13 +36,18 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "screen": EVERYTHING,
     "resolve": AWAITED,
     "decide": (*EVERYTHING, "odd"),
-    "reserve": (*ERRORS, "hang"),
+    "reserve": AWAITED,
+    "book-reserve": (*AWAITED, "odd"),
+    "open-missing": (*ERRORS, "hang"),
+    "ledger-clock": EVERYTHING,
+    "find-state": EVERYTHING,
     "describe-decision": tuple(ERRORS),
     "step.head": tuple(ERRORS),
 }
 # Where the decision to allow stands in the log already: its outcome says that nothing was sent.
 RECORDED: dict[str, tuple[str, ...]] = {
     "digest": EVERYTHING,
+    "format-budget": tuple(ERRORS),
     "forward": tuple(ERRORS),
     "wire-request": tuple(ERRORS),
     "check-ticket-1": tuple(ERRORS),
@@ -50,12 +55,19 @@ RECORDED: dict[str, tuple[str, ...]] = {
     "connect": AWAITED,
 }
 WAYS = ("plain", "tunnel", "http2")
+BUDGETS = "budgets: { life: { each: agent, limits: { bytes_in: 1GB, bytes_out: 1GB } } }\n"
+POURING = "".join(
+    f"  - {{ id: {name}, verdict: allow, match: {{ host: {HOST}, path: /pour/*, dest_ip: loopback,"
+    f" {how} }} }}\n"
+    for name, how in (("pour", "scheme: https"), ("pour-plain", "scheme: http, port: 80"))
+)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     wishes = ["set.dns_timeout_s=0.3", "set.connect_timeout_s=0.8"]
-    with furnish(tmp_path_factory.mktemp("house"), wishes=wishes) as made:
+    folder = tmp_path_factory.mktemp("house")
+    with furnish(folder, head=BUDGETS, rules=POURING, wishes=wishes) as made:
         yield made
 
 
@@ -336,7 +348,9 @@ def test_a_fault_while_it_is_under_way_cuts(world: World, where: str, way: str) 
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("where", ["settle", "step.response-end", "describe-outcome", "submit"])
+@pytest.mark.parametrize(
+    "where", ["settle", "book-settle", "step.response-end", "describe-outcome", "submit"]
+)
 def test_a_fault_at_the_very_end_leaves_at_most_one_outcome(
     world: World, where: str, way: str
 ) -> None:
@@ -353,6 +367,44 @@ def test_a_fault_at_the_very_end_leaves_at_most_one_outcome(
         assert len(seen.of("decision")) == 1, text
         lost = where in ("describe-outcome", "submit")  # the outcome is what fails
         assert len(seen.of("outcome")) == (0 if lost else 1), text
+
+
+# Where a stream asks for more of its budget than it holds.
+MORE: dict[str, tuple[str, ...]] = {
+    "hook.extend": AWAITED,
+    "extend": AWAITED,
+    "book-extend": (*AWAITED, "odd"),
+    "describe-reserve": tuple(ERRORS),
+}
+
+
+def sum_reserved(seen: Seen) -> int:
+    """Bytes of answers that the log says were held."""
+    held = [one for event in seen.of("decision", "reserve") for one in event["reserve"]]
+    return sum(one["amount"] for one in held if one["unit"] == "bytes_in")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("where", MORE)
+@pytest.mark.parametrize("path", ["/big/2000000", "/pour/24"])
+def test_a_stream_that_gets_no_more_ends_within_what_is_held(
+    world: World, where: str, way: str, path: str
+) -> None:
+    for what in MORE[where]:
+        answer, seen = attack(world, way, f"{where}:{what}", path)
+        text = f"{what}: {describe(answer, seen, world.proxy)}"
+        assert seen.struck, text
+        assert answer.ended, text
+        assert answer.status in (0, 200, 403, 502), text
+        held = sum_reserved(seen)
+        received = len(answer.body) if answer.status == 200 else 0  # else it is our denial
+        assert received <= held, text
+        (outcome,) = seen.of("outcome")
+        settled = sum(one["amount"] for one in outcome["settle"] if one["unit"] == "bytes_in")
+        assert settled <= held, text
+        assert received <= settled, text
+        if path.startswith("/big"):  # its whole length is asked for at once
+            assert outcome["cut"] or outcome["error"], text
 
 
 def test_a_fault_in_an_upload_cuts_it(world: World) -> None:

@@ -56,6 +56,7 @@ _ENFORCER = "proxy.enforcer"
 PLACES: dict[str, tuple[str, str]] = {
     # every hook of the handler
     "hook.judge": (_HANDLER, "Handler.judge"),
+    "hook.extend": (_HANDLER, "Handler.extend"),
     "hook.next-layer": (_HANDLER, "Handler.next_layer"),
     "hook.client-connected": (_HANDLER, "Handler.client_connected"),
     "hook.client-disconnected": (_HANDLER, "Handler.client_disconnected"),
@@ -82,6 +83,16 @@ PLACES: dict[str, tuple[str, str]] = {
     "reserve": ("policies.ledger.sqlite", "SqliteLedger.reserve"),
     "settle": ("policies.ledger.sqlite", "SqliteLedger.settle"),
     "digest": ("proxy.exchange", "ticket_digest"),
+    # budgets
+    "find-state": ("proxy.agent_states", "AgentStates.find"),
+    "book-reserve": ("proxy.bookkeeper", "Bookkeeper.reserve"),
+    "book-extend": ("proxy.bookkeeper", "Bookkeeper.extend"),
+    "book-settle": ("proxy.bookkeeper", "Bookkeeper.settle"),
+    "open-missing": ("proxy.contracts", "Contracts.open_missing"),
+    "ledger-clock": ("proxy.ledger_clock", "LedgerClock.now_ms"),
+    "extend": ("proxy.extension", "Extensions.extend"),
+    "describe-reserve": ("proxy.extension", "describe_reserve"),
+    "format-budget": (_ENFORCER, "format_budget"),
     # recording
     "store": ("audit.writer", "Writer.store"),
     "submit": ("audit.writer", "Writer.submit"),
@@ -230,7 +241,7 @@ def install() -> None:
         for parent in parents:
             owner = getattr(owner, parent)
         setattr(owner, name, spoil(where, inspect.getattr_static(owner, name)))
-    for module_name in (_ENFORCER, _HANDLER):
+    for module_name in (_ENFORCER, _HANDLER, "proxy.runs"):
         module = import_module(module_name)
         talker = Talker(module.log, {"info": "talk", "error": "fault-talk"})
         module.log = talker  # type: ignore[attr-defined]

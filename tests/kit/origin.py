@@ -4,6 +4,7 @@ connection.
 What it answers is a function of the path:
 
     /sse          three events, 0.2 s apart, chunked          /big/N      N bytes
+    /pour/N       N chunks of 64 KiB
     /echo         the request body                            /slow/S     answers after S seconds
     /switch       101 to whatever came                        /status/N   that status
     /hints        103, then 200                               /trailers   a body with a trailer
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 _Send = Callable[[bytes], None]
+_POUR_BYTES = 65_536
 _WEBSOCKET_GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
@@ -166,6 +168,13 @@ class Origin:
             while True:
                 send(b"5\r\ndrip\n\r\n")
                 time.sleep(float(path[6:]))
+        if path.startswith("/pour/"):
+            send(_head("200 OK", "Transfer-Encoding: chunked"))
+            piece = b"%x\r\n%s\r\n" % (_POUR_BYTES, b"p" * _POUR_BYTES)
+            for _ in range(int(path[6:])):
+                send(piece)
+            send(b"0\r\n\r\n")
+            return True
         if path == "/ws":
             return self._echo_frames(send, reader, seen)
         if path == "/switch":

@@ -1,6 +1,6 @@
 """Budget arithmetic: what an account may still spend, and the two phases of spending. PURE.
 
-    Account = budget x agent (x session), with a contract, and per unit `spent` and `held`
+    Account  what stands on one (policies/account.py)
     reserve  holds on all accounts or on none        settle  turns what was held into spending
 
 I1  spent never falls within a period.
@@ -17,140 +17,72 @@ Two-phase spending after TigerBeetle's pending, posted and voided transfers. pol
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from enum import IntEnum
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from policies.account import (
+    BYTE_UNITS,
+    LIMIT_MAX,
+    UNITS,
+    WALL_TIME,
+    Account,
+    Amount,
+    Closed,
+    Contract,
+    Left,
+    State,
+    Term,
+    Threshold,
+    begin_period,
+    copy,
+    find_threshold,
+    format_moment,
+    list_left,
+    name_account,
+    name_period,
+    put,
+    roll,
+    roll_all,
+)
 from policies.model import ContractBroken
 
-LIMIT_MAX = 2**53 - 1  # what every JSON reader keeps exactly
+__all__ = [
+    "BYTE_UNITS",
+    "LIMIT_MAX",
+    "SLICE_BYTES",
+    "UNITS",
+    "WALL_TIME",
+    "Account",
+    "Amount",
+    "Closed",
+    "Contract",
+    "Extension",
+    "Hold",
+    "Left",
+    "Order",
+    "Shortfall",
+    "State",
+    "Term",
+    "Threshold",
+    "allocate",
+    "begin_period",
+    "copy",
+    "extend",
+    "find_threshold",
+    "format_moment",
+    "join",
+    "list_left",
+    "name_account",
+    "name_period",
+    "put",
+    "reserve",
+    "roll",
+    "settle",
+]
+
 SLICE_BYTES = 256 * 1024  # of a stream whose length nobody knows
-UNITS = ("requests", "steps", "effort", "risk", "bytes_out", "bytes_in", "wall_time")
-BYTE_UNITS = frozenset({"bytes_out", "bytes_in"})
-WALL_TIME = "wall_time"  # a deadline in ms since the first allowed request; nothing is held of it
-
-
-class State(IntEnum):
-    """An agent's state. It only ever grows (I4)."""
-
-    ACTIVE = 0
-    WARNED = 1
-    QUARANTINED = 2
-    HALTED = 3
-
-    @property
-    def word(self) -> str:
-        """As it stands in records, metrics and tables."""
-        return self.name.lower()
-
-
-class Amount(NamedTuple):
-    """So much of one unit on one account, by the account's name in its period."""
-
-    account: str
-    unit: str
-    amount: int
-
-
-@dataclass(frozen=True, slots=True)
-class Threshold:
-    """One entry of `at:`: what happens once so many percent of any limit are spent."""
-
-    reached_percent: int  # 1 to 100
-    do: Literal["warn", "quarantine", "halt"]
-
-    @property
-    def state(self) -> State:
-        """The state it leads to."""
-        return _LEADS_TO[self.do]
-
-
 _new = tuple.__new__  # a NamedTuple's own way costs twice as much
-_LEADS_TO = {"warn": State.WARNED, "quarantine": State.QUARANTINED, "halt": State.HALTED}
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """One limit of a contract, in its unit."""
-
-    limit: int
-    filed: int | None  # what the policy file said when it was read last; None: it is gone
-
-
-@dataclass(frozen=True, slots=True)
-class Contract:
-    """What holds for an account until it is lowered by the file or raised by an operator."""
-
-    terms: Mapping[str, Term] = field(default_factory=dict)  # by unit; units without limit absent
-    window_ms: int = 0  # length of a period; 0: one contract for life
-    at: tuple[Threshold, ...] = ()
-
-
-@dataclass(slots=True)
-class Account:
-    """The standing of one account in its current period. The only mutable value of this file."""
-
-    budget: str
-    agent: str
-    session: str
-    contract: Contract
-    from_ms: int = 0  # when the period began; 0 without a window
-    first_ms: int = 0  # first allowed request of the period, for wall_time; 0: none yet
-    spent: dict[str, int] = field(default_factory=dict)  # by unit; absent: 0
-    held: dict[str, int] = field(default_factory=dict)  # by unit, never 0
-    name: str = ""  # `budget/agent[/session][@period]`: as records name it
-
-    def __post_init__(self) -> None:
-        self.name = self.name or name_period(self.base, self.from_ms)
-
-    @property
-    def base(self) -> str:
-        """The name without the period: what a person calls it, and what metrics are labelled
-        with."""
-        return name_account(self.budget, self.agent, self.session)
-
-    @property
-    def until_ms(self) -> int:
-        """When the period ends; 0: never."""
-        return self.from_ms + self.contract.window_ms if self.contract.window_ms else 0
-
-    def available(self, unit: str, now_ms: int) -> int:
-        """What is left of a limited unit: limit - spent - held, at least 0."""
-        limit = self.contract.terms[unit].limit
-        if unit == WALL_TIME:
-            return max(0, limit - self.elapsed_ms(now_ms))
-        return max(0, limit - self.spent.get(unit, 0) - self.held.get(unit, 0))
-
-    def elapsed_ms(self, now_ms: int) -> int:
-        """Since the first allowed request of the period, and no further than to its end: who looks
-        may do so before the next request begins another."""
-        if not self.first_ms:
-            return 0
-        return max(0, min(now_ms, self.until_ms or now_ms) - self.first_ms)
-
-    def spent_of(self, unit: str, now_ms: int) -> int:
-        """What was spent of a unit; of wall_time, what has passed."""
-        return self.elapsed_ms(now_ms) if unit == WALL_TIME else self.spent.get(unit, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """A period that is over: its name, and what was spent in it."""
-
-    name: str
-    spent: Mapping[str, int]
-
-
-class Left(NamedTuple):
-    """What one account has left of one unit: for the agent's eyes as well."""
-
-    budget: str
-    unit: str
-    available: int
-    limit: int
-    until_ms: int  # when the next period begins; 0: never
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +124,7 @@ class Hold(NamedTuple):
     closed: tuple[Closed, ...] = ()  # periods that ended on the way
     opened: tuple[Account, ...] = ()  # copies of the accounts that began a period
     left: tuple[Left, ...] = ()  # behind the hold
+    ends_ms: int = 0  # the first moment at which a wall_time is over; 0: never
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,96 +142,112 @@ class Shortfall:
     opened: tuple[Account, ...] = ()
 
 
-def name_account(budget: str, agent: str, session: str = "") -> str:
-    """`budget/agent[/session]`; ids hold no `/` (policies/values.py)."""
-    return f"{budget}/{agent}/{session}" if session else f"{budget}/{agent}"
-
-
-def name_period(base: str, from_ms: int) -> str:
-    """An account's name in one period: with its first moment where there is a window."""
-    return f"{base}@{format_moment(from_ms)}" if from_ms else base
-
-
-def format_moment(moment_ms: int) -> str:
-    """Milliseconds since 1970 as RFC 3339 in UTC: `2026-11-21T00:00:00Z`, fraction if there is
-    one."""
-    moment = datetime.fromtimestamp(moment_ms // 1000, UTC).replace(tzinfo=None)
-    rest = moment_ms % 1000
-    return moment.isoformat() + (f".{rest:03}" if rest else "") + "Z"
-
-
-def begin_period(window_ms: int, now_ms: int) -> int:
-    """The first moment of the period that `now_ms` is in: whole windows since 1970, UTC."""
-    return now_ms // window_ms * window_ms if window_ms else 0
-
-
-def roll(account: Account, now_ms: int) -> Closed | None:
-    """Begin the next period where the current one is over. Time that goes back begins nothing."""
-    until_ms = account.until_ms
-    return _begin_next(account, now_ms) if until_ms and now_ms >= until_ms else None
-
-
-def _begin_next(account: Account, now_ms: int) -> Closed:
-    closed = Closed(account.name, dict(account.spent))
-    account.from_ms = begin_period(account.contract.window_ms, now_ms)
-    account.first_ms = 0
-    account.spent, account.held = {}, {}
-    account.name = name_period(account.base, account.from_ms)
-    return closed
-
-
 def reserve(accounts: Sequence[Account], order: Order) -> Hold | Shortfall:
     """Hold an order on every account that limits something, or on none.
 
     Raises:
         ContractBroken: an amount is negative. Nothing changed.
     """
-    now_ms, wanted = order.now_ms, dict(order.amounts)
-    if wanted and min(wanted.values()) < 0:
-        raise ContractBroken("a negative amount")
-    wanted[WALL_TIME] = 0
-    closed, opened = _roll_all(accounts, now_ms)
-    slices, grants = order.slices, dict.fromkeys(order.slices, SLICE_BYTES)
+    now_ms, wanted = order.now_ms, order.amounts
+    for amount in wanted.values():
+        if amount < 0:
+            raise ContractBroken("a negative amount")
+    if WALL_TIME in wanted:
+        wanted = {**wanted, WALL_TIME: 0}
+    closed, opened = roll_all(accounts, now_ms)
+    if order.slices:
+        wanted = _add_slices(accounts, wanted, order.slices)
+    ends_ms = _find_end_ms(accounts, now_ms)
+    amounts = _hold(accounts, wanted) if not ends_ms or now_ms < ends_ms else None
+    if amounts is None:
+        return _find_shortfall(accounts, order, closed, opened)
+    granted: dict[str, int] = {}
     for account in accounts:
-        spent, held = account.spent, account.held
+        contract = account.contract
+        if not account.first_ms and contract.caps:
+            account.first_ms = now_ms
+        for unit in contract.byte_units:
+            granted[unit] = wanted.get(unit, 0)
+    left = list_left(accounts, now_ms) if order.wants_left else ()
+    return _new(Hold, (amounts, granted, closed, opened, left, ends_ms))
+
+
+def _add_slices(
+    accounts: Sequence[Account], wanted: Mapping[str, int], slices: Iterable[str]
+) -> dict[str, int]:
+    """What is wanted with slices as large as every account allows, and no smaller than 1."""
+    summed = dict(wanted)
+    for unit in slices:
+        needed, grant = summed.get(unit, 0), SLICE_BYTES
+        for account in accounts:
+            term = account.contract.terms.get(unit)
+            if term is not None:
+                used = account.spent.get(unit, 0) + account.held.get(unit, 0)
+                grant = min(grant, term.limit - used - needed)
+        summed[unit] = needed + max(grant, 1)
+    return summed
+
+
+def _find_end_ms(accounts: Iterable[Account], now_ms: int) -> int:
+    """The first moment at which a wall_time of these accounts is over; 0: none has one."""
+    found = 0
+    for account in accounts:
+        wall_time_ms = account.contract.wall_time_ms
+        if wall_time_ms is not None:
+            ends_ms = now_ms + wall_time_ms - account.elapsed_ms(now_ms)
+            found = min(found or ends_ms, ends_ms)
+    return found
+
+
+def _hold(accounts: Sequence[Account], wanted: Mapping[str, int]) -> tuple[Amount, ...] | None:
+    """Hold all of it and say so, zeros included; None: it does not fit, and nothing changed.
+
+    What is held is counted in copies, which take effect together.
+    """
+    get = wanted.get
+    amounts: list[Amount] = []
+    counted: list[dict[str, int]] = []
+    before, in_order = "", True
+    for account in accounts:
+        spent, held, name = account.spent.get, account.held.copy(), account.name
+        counted.append(held)
+        if name < before:
+            in_order = False
+        before = name
+        for unit, cap in account.contract.caps:
+            amount = get(unit, 0)
+            used = held.get(unit, 0) + amount
+            if used + spent(unit, 0) > cap:
+                return None
+            if amount:
+                held[unit] = used
+            amounts.append(_new(Amount, (name, unit, amount)))
+    for account, held in zip(accounts, counted, strict=True):
+        account.held = held
+    if not in_order:  # a name ends with more than what accounts are ordered by
+        amounts.sort()
+    return tuple(amounts)
+
+
+def _find_shortfall(
+    accounts: Sequence[Account],
+    order: Order,
+    closed: tuple[Closed, ...],
+    opened: tuple[Account, ...],
+) -> Shortfall:
+    """The first account and unit that do not suffice, in the order of the contract's terms."""
+    now_ms = order.now_ms
+    for account in accounts:
         for unit, term in account.contract.terms.items():
-            needed = wanted.get(unit, 0)
-            available = term.limit - spent.get(unit, 0) - held.get(unit, 0)
-            if unit in slices:
-                grants[unit] = min(grants[unit], available - needed)
-                needed += 1
-            elif unit == WALL_TIME:
+            needed = order.amounts.get(unit, 0) + (unit in order.slices)
+            available = term.limit - account.spent.get(unit, 0) - account.held.get(unit, 0)
+            if unit == WALL_TIME:
                 needed, available = 1, account.available(unit, now_ms)
             if needed > available:
                 left = list_left(accounts, now_ms)
                 short = account.base, account.budget, unit, needed, max(0, available)
                 return Shortfall(*short, account.until_ms, left, closed, opened)
-    for unit, grant in grants.items():
-        wanted[unit] = wanted.get(unit, 0) + grant
-    amounts, granted = _hold(accounts, wanted, now_ms)
-    left = list_left(accounts, now_ms) if order.wants_left else ()
-    return Hold(amounts, granted, closed, opened, left)
-
-
-def _hold(
-    accounts: Iterable[Account], wanted: Mapping[str, int], now_ms: int
-) -> tuple[tuple[Amount, ...], dict[str, int]]:
-    """Hold what was found to be there, zeros included; the bytes of it are granted."""
-    amounts: list[Amount] = []
-    granted: dict[str, int] = {}
-    for account in accounts:
-        held, name = account.held, account.name
-        if not account.first_ms and account.contract.terms:
-            account.first_ms = now_ms
-        for unit in account.contract.terms:
-            amount = wanted.get(unit, 0)
-            if amount:
-                held[unit] = held.get(unit, 0) + amount
-            if unit in BYTE_UNITS:
-                granted[unit] = amount
-            amounts.append(_new(Amount, (name, unit, amount)))
-    amounts.sort()
-    return tuple(amounts), granted
+    raise ContractBroken("I2: what fits was refused")
 
 
 def extend(accounts: Sequence[Account], extension: Extension) -> Hold | Shortfall:
@@ -310,7 +259,7 @@ def extend(accounts: Sequence[Account], extension: Extension) -> Hold | Shortfal
     unit, now_ms = extension.unit, extension.now_ms
     if extension.need_bytes < 1 or unit not in BYTE_UNITS:
         raise ContractBroken("an extension of nothing, or of what is no stream")
-    closed, opened = _roll_all(accounts, now_ms)
+    closed, opened = roll_all(accounts, now_ms)
     limiting = [account for account in accounts if unit in account.contract.terms]
     least = extension.need_bytes if extension.whole else 1
     grant = extension.need_bytes if extension.whole else max(extension.need_bytes, SLICE_BYTES)
@@ -372,27 +321,72 @@ def settle(
     `gone` was held too, but `put` has counted it as spent already: nothing more is done about it.
 
     Raises:
-        ContractBroken: more is booked than was held (nothing changed), or a hold of it was
-            released before.
+        ContractBroken: more is booked than was held, or a hold of it was released before.
+            Nothing changed.
     """
+    if not gone and _settle_in_order(accounts, held, spent):
+        return
     booked, releases, counted = _sum_up(spent), _sum_up(held), _sum_up(gone)
     for key, amount in booked.items():
         if not 0 <= amount <= releases.get(key, 0) + counted.get(key, 0):
             raise ContractBroken("I2: a settlement beyond what was held")
     named = {account.name: account for account in accounts}
+    changed = {name: (one.held.copy(), one.spent.copy()) for name, one in named.items()}
     for key, amount in releases.items():
-        account = named.get(key[0])
-        if account is None or not amount:
+        name, unit = key
+        if name not in changed or not amount:
             continue
-        unit = key[1]
-        rest = account.held.pop(unit, 0) - amount
+        held_now, spent_now = changed[name]
+        rest = held_now.pop(unit, 0) - amount
         if rest:
             if rest < 0:
                 raise ContractBroken("I3: a hold released twice")
-            account.held[unit] = rest
+            held_now[unit] = rest
         given = booked.get(key, 0) - counted.get(key, 0)
         if given > 0:
-            account.spent[unit] = account.spent.get(unit, 0) + given
+            spent_now[unit] = spent_now.get(unit, 0) + given
+    for name, account in named.items():
+        account.held, account.spent = changed[name]
+
+
+def _settle_in_order(
+    accounts: Iterable[Account], held: Iterable[Amount], spent: Sequence[Amount]
+) -> bool:
+    """Settle where every booking stands in the order of the holds and fits; else nothing changed.
+
+    What is counted is counted in copies, which take effect together.
+    """
+    ordered, count, at = iter(accounts), len(spent), 0
+    changed: list[tuple[Account, dict[str, int], dict[str, int]]] = []
+    current = ""
+    for name, unit, amount in held:
+        if name != current:
+            for account in ordered:
+                if account.name == name:
+                    break
+            else:
+                return False
+            held_now, spent_now, current = account.held.copy(), account.spent.copy(), name
+            changed.append((account, held_now, spent_now))
+        given = 0
+        if at < count and spent[at][1] == unit and spent[at][0] == name:
+            given = spent[at][2]
+            at += 1
+        if not amount >= given >= 0:
+            return False
+        if amount:
+            rest = held_now.pop(unit, 0) - amount
+            if rest < 0:
+                return False
+            if rest:
+                held_now[unit] = rest
+            if given:
+                spent_now[unit] = spent_now.get(unit, 0) + given
+    if at < count:
+        return False
+    for account, held_now, spent_now in changed:
+        account.held, account.spent = held_now, spent_now
+    return True
 
 
 def _sum_up(amounts: Sequence[Amount]) -> dict[tuple[str, str], int]:
@@ -405,71 +399,3 @@ def _sum_up(amounts: Sequence[Amount]) -> dict[tuple[str, str], int]:
         for account, unit, amount in amounts:
             found[account, unit] += amount
     return found
-
-
-def find_threshold(account: Account, now_ms: int) -> tuple[Threshold, str] | None:
-    """The farthest-reaching threshold that what was spent has reached, and the unit that did."""
-    found: tuple[Threshold, str] | None = None
-    for threshold in account.contract.at:
-        for unit, term in account.contract.terms.items():
-            spent = account.spent_of(unit, now_ms)
-            if spent * 100 < threshold.reached_percent * term.limit or not spent:
-                continue
-            if found is None or threshold.state > found[0].state:
-                found = threshold, unit
-    return found
-
-
-def list_left(accounts: Iterable[Account], now_ms: int) -> tuple[Left, ...]:
-    """What every account has left, unit by unit."""
-    return tuple(
-        [
-            Left(
-                account.budget, unit, account.available(unit, now_ms), term.limit, account.until_ms
-            )
-            for account in accounts
-            for unit, term in account.contract.terms.items()
-        ]
-    )
-
-
-def _roll_all(
-    accounts: Iterable[Account], now_ms: int
-) -> tuple[tuple[Closed, ...], tuple[Account, ...]]:
-    closed: list[Closed] = []
-    opened: list[Account] = []
-    for account in accounts:
-        window_ms = account.contract.window_ms
-        if window_ms and now_ms >= account.from_ms + window_ms:
-            closed.append(_begin_next(account, now_ms))
-            opened.append(copy(account))
-    return tuple(closed), tuple(opened)
-
-
-def copy(account: Account) -> Account:
-    """An account that changes on its own."""
-    new = Account.__new__(Account)  # past __init__, which would be half of what a request costs
-    new.budget, new.agent, new.session = account.budget, account.agent, account.session
-    new.contract, new.name = account.contract, account.name
-    new.from_ms, new.first_ms = account.from_ms, account.first_ms
-    new.spent, new.held = account.spent.copy(), account.held.copy()
-    return new
-
-
-def put(known: Account | None, given: Account) -> Account:
-    """An account with the contract of `given`: what `known` spent stays spent (I1).
-
-    Without another window only the contract changes: a period that went by since `given` was read
-    does not come back. With one the period changes too, and what is still held counts as spent:
-    it is `gone` to the settlement of those requests.
-    """
-    if known is None:
-        return copy(given)
-    merged = copy(known)
-    merged.contract = given.contract
-    if given.name != known.name and given.contract.window_ms != known.contract.window_ms:
-        merged.from_ms, merged.name = given.from_ms, given.name
-        for unit, amount in known.held.items():
-            merged.spent[unit] = merged.spent.get(unit, 0) + amount
-        merged.held = {}
-    return merged

@@ -12,6 +12,7 @@ Rule 2: a settlement that fails is repeated until it is taken: the log has it al
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -21,6 +22,7 @@ import structlog
 
 from audit.writer import LogUnavailable
 from policies.budget import (
+    BYTE_UNITS,
     WALL_TIME,
     Account,
     Amount,
@@ -46,6 +48,7 @@ from proxy.vocabulary import LedgerAnswered, Reserve, SliceAnswered, SliceWanted
 log = structlog.get_logger()
 
 _RETRY_S = 0.5
+_QUIET_S = 1.0
 _NEVER_MS = 2**63
 _WAITING = "waits for the ledger"  # name of a task that tries again and again
 
@@ -91,6 +94,7 @@ class Bookkeeper:
         self._tasks: set[asyncio.Task[None]] = set()
         self.problem = ""  # why requests are refused for now, for /readyz
         self._sealed = ""
+        self._quiet_until_s = 0.0  # for tracebacks
 
     def seal(self, why: str) -> None:
         """An invariant of the books does not hold: nothing passes until a restart folds anew."""
@@ -109,6 +113,7 @@ class Bookkeeper:
         await self.contracts.adopt(policy_set)
         self.states.keep_rules = policy_set.keep_rules
         self._move_deadlines(is_raise=False)
+        self.states.judge(self.contracts.book.accounts.values())  # as a restart would
 
     async def halt(self, agent: str, reason: str, by: str) -> State:
         """See `AgentStates.halt`."""
@@ -138,7 +143,8 @@ class Bookkeeper:
             raise ContractBroken(self._sealed)
         now_ms = self.now_ms()
         who = principal.agent, principal.session
-        order = Order(decision_id, *who, now_ms, effect.amounts, effect.slices)
+        shown = effect.decision.obligations.show_budget
+        order = Order(decision_id, *who, now_ms, effect.amounts, effect.slices, shown)
         try:
             async with asyncio.timeout(self._deadline_s):
                 await self.contracts.open_missing(principal)
@@ -148,6 +154,8 @@ class Bookkeeper:
                 self.settle(decision_id, (), principal)  # nobody knows what it holds
             if isinstance(error, LedgerUnavailable | TimeoutError | LogUnavailable):
                 self._count_fault(error)
+                if isinstance(error, LogUnavailable):
+                    return LedgerAnswered(error.code)
                 self.problem = str(error) or "it did not answer in time"
                 return LedgerAnswered("ledger-unavailable")
             raise
@@ -158,9 +166,7 @@ class Bookkeeper:
             return LedgerAnswered("budget-exhausted", shortfall=answer)
         if not answer.amounts:
             return LedgerAnswered()  # no account limits it
-        rests = [left.available for left in answer.left if left.unit == WALL_TIME]
-        ends_ms = now_ms + min(rests) if rests else _NEVER_MS
-        self._running[decision_id] = _Deadline(*who, ends_ms)
+        self._running[decision_id] = _Deadline(*who, answer.ends_ms or _NEVER_MS)
         return LedgerAnswered(hold=answer, now_ms=now_ms)
 
     async def extend(self, decision_id: str, wanted: SliceWanted) -> SliceAnswered:
@@ -204,6 +210,15 @@ class Bookkeeper:
         self.states.judge(accounts, session=session, ref=decision_id)
 
     # --- time, and those who look
+
+    def list_limited(self, agent: str, session: str) -> frozenset[str]:
+        """The byte units that an account of this principal limits now."""
+        return frozenset(
+            unit
+            for account in self.contracts.book.accounts.values()
+            if account.agent == agent and account.session in ("", session)
+            for unit in BYTE_UNITS.intersection(account.contract.terms)
+        )
 
     def find_overdue(self) -> frozenset[str]:
         """Running decisions whose wall_time is over: their streams are to be cut."""
@@ -295,7 +310,7 @@ class Bookkeeper:
             code = error.code
             self._metrics.safely(lambda m: m.failed(code))
         else:
-            self._metrics.safely(lambda m: m.count_record("ledger.snapshot"))
+            self._metrics.safely(lambda m: m.count_record(str(event["kind"])))
 
     def _exhaust(self, short: Shortfall) -> None:
         self._metrics.safely(lambda m: m.count_exhausted(short.account, short.unit))
@@ -307,11 +322,19 @@ class Bookkeeper:
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._count_fault(error)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        self._count_fault(error)
+        if isinstance(error, ContractBroken):  # what is held stays held: less may pass, never more
+            alert = {"kind": "alert", "cause": "contract-broken", "detail": str(error)}
+            self._submit(alert)
 
     def _count_fault(self, error: BaseException) -> None:
         self._metrics.safely(lambda m: m.count_fault("ledger"))
+        now_s = time.monotonic()
+        if now_s < self._quiet_until_s:  # an outage is one story, however many requests it meets
+            return
+        self._quiet_until_s = now_s + _QUIET_S
         try:
             log.error("fault", where="ledger", error=type(error).__name__, exc_info=error)
         except ANY_FAULT:  # talk is no evidence

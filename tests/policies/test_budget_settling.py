@@ -142,6 +142,41 @@ def test_more_than_was_held_is_never_booked(spent: list[Amount]) -> None:
     assert (one.spent, one.held) == ({}, {"requests": 2})
 
 
+WRONG = [
+    ([("a", "requests", 1), ("b", "requests", 3)], "I2"),
+    ([("a", "requests", 1), ("b", "requests", -1)], "I2"),
+    ([("a", "requests", 1), ("b", "steps", 1)], "I2"),
+    ([("a", "requests", 1), ("b", "requests", 1), ("c", "requests", 1)], "I2"),
+    ([("a", "requests", 1)], "I3"),
+]
+
+
+@pytest.mark.parametrize(("booked", "broken"), WRONG)
+@pytest.mark.parametrize("turn", [1, -1])
+def test_a_settlement_that_is_wrong_in_the_last_account_changes_no_other(
+    booked: list[tuple[str, str, int]], broken: str, turn: int
+) -> None:
+    ones = [account("a", requests=9), account("b", requests=9), account("c", requests=9)]
+    holds = held(reserve(ones[:2], order(requests=2))).amounts
+    if broken == "I3":
+        ones[1].held["requests"] = 1
+    before = [budget.copy(one) for one in ones]
+    spent = [Amount(f"{name}/coder", unit, amount) for name, unit, amount in booked]
+    with pytest.raises(ContractBroken, match=broken):
+        settle(ones, holds, spent[::turn])
+    assert ones == before
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+@pytest.mark.parametrize("named", [1, -1])
+def test_a_settlement_books_the_same_in_whatever_order_it_comes(turn: int, named: int) -> None:
+    ones = [account(name, requests=9, steps=9, bytes_in=9) for name in "abc"]
+    holds = held(reserve(ones, order(requests=2, bytes_in=5))).amounts
+    booked = allocate(holds, {"bytes_in": 3})
+    settle(ones[::named], holds, booked[::turn])
+    assert [(one.spent, one.held) for one in ones] == [({"requests": 2, "bytes_in": 3}, {})] * 3
+
+
 def test_a_zero_that_was_held_may_be_booked() -> None:
     one = account(requests=9)
     settle([one], [Amount(NAME, "requests", 0)], [Amount(NAME, "requests", 0)])

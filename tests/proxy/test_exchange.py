@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from policies.budget import Amount
 from policies.canonical import RawHead, format_head
 from policies.model import ContractBroken, Verdict
 from policies.policy_set import PolicySet
@@ -23,19 +24,36 @@ from proxy.vocabulary import (
     Release,
     RequestSent,
     Reserve,
+    ReserveMore,
     Resolve,
     Resolved,
     ResponseEnd,
     ResponseHead,
     ResponseReceived,
+    SliceAnswered,
+    SliceRecord,
+    SliceStored,
+    SliceWanted,
     Stage,
     StoreRecord,
     Target,
 )
 from tests.kit.enforcement import NOW, POLICY, Message, compiled
-from tests.kit.exchanges import POLICIES, PUBLIC, connect_head, head, read
+from tests.kit.exchanges import (
+    DAY,
+    HOLD,
+    LIFE,
+    POLICIES,
+    PUBLIC,
+    SHORT,
+    connect_head,
+    head,
+    read,
+    slice_of,
+)
 
 SAME, CLOSED = POLICIES["same"], POLICIES["closed"]
+KEEPING = compiled(POLICY + "quarantine: { keep_rules: [read] }\n")
 OBSERVING = compiled(POLICY.replace("explain_denials: false", "mode: observe"))
 
 EVENTS: dict[str, Event] = {
@@ -47,6 +65,9 @@ EVENTS: dict[str, Event] = {
     "ResponseHead": ResponseHead(200, 60, None),
     "ResponseReceived": ResponseReceived(10),
     "ResponseEnd": ResponseEnd(),
+    "SliceWanted": SliceWanted("bytes_in", 1),
+    "SliceAnswered": SliceAnswered("bytes_in", slice_of("bytes_in", 9)),
+    "SliceAnswered, no": SliceAnswered("bytes_in", refusal="budget-exhausted"),
     "Failed": Failed("internal-error"),
     "Failed, queued": Failed("deadline-exceeded", queued=True),
 }
@@ -84,6 +105,9 @@ TABLE: dict[tuple[State, str], tuple[State, list[str]]] = {
     (State.FORWARDED, "RequestSent"): (State.FORWARDED, []),
     (State.FORWARDED, "ResponseHead"): (State.FORWARDED, []),
     (State.FORWARDED, "ResponseReceived"): (State.FORWARDED, []),
+    (State.FORWARDED, "SliceWanted"): (State.FORWARDED, ["ReserveMore"]),
+    (State.FORWARDED, "SliceAnswered"): (State.FORWARDED, ["slice record"]),
+    (State.FORWARDED, "SliceAnswered, no"): (State.FORWARDED, []),
     (State.FORWARDED, "ResponseEnd"): (State.DONE, ["settle", "outcome"]),
     (State.FORWARDED, "Failed"): (State.DONE, ["void", "outcome", "Close"]),
     (State.FORWARDED, "Failed, queued"): (State.DONE, ["void", "outcome", "Close"]),
@@ -96,6 +120,8 @@ def name(effect: Effect) -> str:
             return f"{record.decision.verdict} record"
         case StoreRecord(OutcomeRecord()):
             return "outcome"
+        case StoreRecord(SliceRecord()):
+            return "slice record"
     settles = getattr(effect, "settle", None)
     return type(effect).__name__ if settles is None else "settle" if settles else "void"
 
@@ -146,6 +172,10 @@ DENIALS: dict[str, tuple[tuple[Event, ...], str]] = {
     "a rule denies": ((head(Message("/ok/never")), Resolved(PUBLIC, NOW)), "denied-by-rule"),
     "no address": ((head(), Resolved((), NOW)), "dns-failed"),
     "the body is too large": ((LARGE, Resolved(PUBLIC, NOW)), "request-too-large"),
+    "a budget is used up": (
+        (head(), Resolved(PUBLIC, NOW), LedgerAnswered("budget-exhausted", shortfall=SHORT)),
+        "budget-exhausted",
+    ),
     "the ledger refuses": (
         (head(), Resolved(PUBLIC, NOW), LedgerAnswered("rate-limited", 5)),
         "rate-limited",
@@ -196,6 +226,8 @@ RECHECKS: dict[str, tuple[RecordStored, str]] = {
     "another policy that does not": (RecordStored(CLOSED, NOW), "policy-changed"),
     "a halt": (RecordStored(SAME, NOW, halted=True), "halted"),
     "an end of observing": (RecordStored(CLOSED, NOW), "policy-changed"),
+    "a quarantine": (RecordStored(SAME, NOW, quarantined=True), "quarantined"),
+    "a quarantine that keeps its rule": (RecordStored(KEEPING, NOW, quarantined=True), ""),
 }
 
 
@@ -526,3 +558,64 @@ def test_nothing_is_judged_once_its_subject_is_lost(lost: str) -> None:
 def test_a_request_without_one_is_a_broken_contract() -> None:
     with pytest.raises(ContractBroken, match="without a canonical request"):
         play(replace(head(), request=None))
+
+
+# --- budgets
+
+
+HELD = (head(), Resolved(PUBLIC, NOW), LedgerAnswered(hold=HOLD, now_ms=77))
+
+
+def test_what_is_held_stands_in_the_record_of_the_decision() -> None:
+    record = decided(play(*HELD)[1])
+    assert (record.reserve, record.reserved_ms) == (HOLD.amounts, 77)
+
+
+def test_a_denial_holds_nothing_and_tells_which_account_is_short() -> None:
+    used_up = LedgerAnswered("budget-exhausted", shortfall=SHORT)
+    exchange, effects = play(*HELD[:2], used_up)
+    record = decided(effects)
+    assert (record.reserve, record.detail) == ((), "life/local bytes_in: 1 > 0")
+    (deny,) = exchange.handle(RecordStored(SAME, NOW))
+    assert isinstance(deny, Deny)
+    assert deny.shortfall is SHORT
+
+
+def test_a_quarantined_agent_is_judged_by_what_is_kept() -> None:
+    quarantined = replace(head(), quarantined=True)
+    assert reason(play(quarantined)[1]) == "quarantined"
+    _, effects = play(quarantined, *HELD[1:], policy=KEEPING)
+    assert decided(effects).decision.verdict is Verdict.ALLOW
+
+
+def test_an_end_books_what_was_spent_on_every_account_that_held() -> None:
+    exchange, _ = play(*HELD, RecordStored(SAME, NOW), RequestSent(40), ResponseHead(200, 9, None))
+    assert exchange.find_shortage(ResponseReceived(92)) == SliceWanted("bytes_in", 1)
+    assert exchange.anticipate("bytes_in") is not None
+    release, outcome = exchange.handle(ResponseEnd())
+    spent = (
+        Amount(DAY, "bytes_in", 9), Amount(DAY, "bytes_out", 40), Amount(DAY, "requests", 1),
+        Amount(LIFE, "bytes_in", 9), Amount(LIFE, "risk", 3),
+    )  # fmt: skip
+    assert release == Release(settle=True, spent=spent)
+    assert outcome == StoreRecord(OutcomeRecord(200, 40, 9, "", "", spent))
+    assert exchange.find_shortage(ResponseReceived(92)) is None, "it is over"
+    assert exchange.anticipate("bytes_in") is None
+
+
+def test_a_slice_is_recorded_as_it_was_held_and_used_once_that_is_durable() -> None:
+    exchange, _ = play(*HELD, RecordStored(SAME, NOW), RequestSent(40))
+    assert exchange.handle(SliceWanted("bytes_in", 50)) == [
+        ReserveMore(SliceWanted("bytes_in", 50))
+    ]
+    more = slice_of("bytes_in", 50)
+    (store,) = exchange.handle(SliceAnswered("bytes_in", more, now_ms=78))
+    assert store == StoreRecord(SliceRecord(more.amounts, 78))
+    assert exchange.find_shortage(ResponseReceived(150)) == SliceWanted("bytes_in", 50)
+    exchange.handle(SliceStored("bytes_in"))
+    assert exchange.find_shortage(ResponseReceived(150)) is None
+    assert exchange.handle(ResponseReceived(150)) == []
+    cut = exchange.handle(ResponseReceived(1))
+    assert list(map(name, cut)) == ["settle", "outcome", "Close"]
+    assert cut[-1] == Close("budget-exhausted")
+    assert exchange.bytes_in == 150

@@ -9,10 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audit.record import LINE_BYTES_MAX, encode, settle
+from policies.budget import Amount
 from policies.canonical import RawHead
 from policies.model import Decision, Obligations, Principal, Read, Request, Verdict, Would
 from proxy.call import Call, Tunnel, describe_target
-from proxy.recording import describe_decision, describe_malformed, describe_outcome
+from proxy.recording import (
+    describe_amounts,
+    describe_decision,
+    describe_malformed,
+    describe_outcome,
+    format_time,
+)
 from proxy.vocabulary import DecisionRecord, OutcomeRecord, Stage, Target
 from tests.kit.enforcement import Message
 from tests.kit.exchanges import PUBLIC, read
@@ -76,6 +83,30 @@ def test_what_is_not_known_is_left_out() -> None:
     assert event["req"] == {}
     assert {"agent", "would", "findings"}.isdisjoint(event)
     assert settle(event)
+
+
+def test_what_is_held_is_told_with_the_ledgers_time_and_without_it_there_is_none() -> None:
+    held = (Amount("life/local", "bytes_in", 262_144), Amount("life/local", "wall_time", 0))
+    event = describe(reserve=held, reserved_ms=1_795_262_400_250)
+    assert event["reserve"] == [
+        {"account": "life/local", "amount": 262_144, "unit": "bytes_in"},
+        {"account": "life/local", "amount": 0, "unit": "wall_time"},
+    ]
+    assert event["time"] == "2026-11-21T12:00:00.250000Z"
+    assert settle(event)
+    assert "time" not in describe()
+
+
+def test_an_outcome_tells_what_is_booked() -> None:
+    spent = (Amount("life/local", "requests", 1),)
+    event = describe_outcome("0" * 32, OutcomeRecord(200, 1, 2, "", "", spent), 3)
+    assert event["settle"] == describe_amounts(spent)
+    assert settle(event)
+
+
+def test_a_time_is_told_to_the_millisecond() -> None:
+    assert format_time(0) == "1970-01-01T00:00:00.000000Z"
+    assert format_time(1) == "1970-01-01T00:00:00.001000Z"
 
 
 def test_a_body_is_told_by_its_length() -> None:

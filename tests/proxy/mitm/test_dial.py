@@ -12,7 +12,7 @@ import pytest
 
 from policies.model import ContractBroken
 from policies.reasons import REASONS
-from proxy.mitm.dial import Reached, ViaRefused, dial, explain_failure
+from proxy.mitm.dial import Reached, ViaRefused, dial, explain_failure, name_failure
 from proxy.settings import UpstreamProxy
 from proxy.vocabulary import Ticket
 
@@ -161,3 +161,10 @@ FAILURES: dict[str, tuple[BaseException, str]] = {
 def test_a_failure_has_a_documented_reason(error: BaseException, reason: str) -> None:
     assert explain_failure(error) == reason
     assert REASONS[reason].status >= 400
+
+
+def test_a_failure_has_our_name_or_the_one_that_fits_its_layer() -> None:
+    assert name_failure("upstream-timeout", tls=True) == "upstream-timeout"
+    assert name_failure("certificate verify failed", tls=True) == "upstream-tls-failed"
+    assert name_failure("connection refused", tls=False) == "upstream-unreachable"
+    assert {"upstream-tls-failed", "upstream-unreachable"} <= REASONS.keys()

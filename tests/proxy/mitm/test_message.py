@@ -3,7 +3,7 @@
 from mitmproxy.net.http import http1
 
 from policies.canonical import RawHead
-from proxy.mitm.message import build_request, build_response
+from proxy.mitm.message import build_request, build_response, find_phrase
 
 FIELDS = ((b"Host", b"api.example.com"), (b"X-A", b"1"), (b"X-A", b"2"))
 
@@ -22,3 +22,7 @@ def test_a_response_is_the_head_it_was_built_from() -> None:
     sent = http1.assemble_response_head(response)  # type: ignore[no-untyped-call]  # mitmproxy's
     assert sent == (b"HTTP/1.0 404 Gone away\r\nHost: api.example.com\r\nX-A: 1\r\nX-A: 2\r\n\r\n")
     assert response.raw_content is None
+
+
+def test_a_status_has_its_phrase_or_none() -> None:
+    assert [find_phrase(status) for status in (200, 418, 599)] == [b"OK", b"I'm a Teapot", b""]

@@ -4,10 +4,10 @@ import asyncio
 
 from mitmproxy.proxy import commands
 
-from proxy.mitm.pressure import Hasten, Pressure, Timers
+from proxy.mitm.pressure import Hasten, Pause, Pressure, Timers
 
 
-async def is_open(pressure: Pressure) -> bool:
+async def is_open(pressure: Pressure | Pause) -> bool:
     """Whether `wait` comes back at once."""
     try:
         async with asyncio.timeout(0.01):
@@ -27,6 +27,19 @@ def test_reading_goes_on_when_the_last_part_has_room() -> None:
         return seen
 
     assert asyncio.run(run()) == [True, False, False, False, False, True]
+
+
+def test_reading_goes_on_when_the_last_question_is_answered() -> None:
+    async def run() -> list[tuple[bool, bool]]:
+        pause = Pause()
+        seen = [(bool(pause), await is_open(pause))]
+        for step in (pause.begin, pause.begin, pause.end, pause.end, pause.begin):
+            step()
+            seen.append((bool(pause), await is_open(pause)))
+        return seen
+
+    no, yes = (False, True), (True, False)
+    assert asyncio.run(run()) == [no, yes, yes, yes, no, yes]
 
 
 def test_a_timer_that_is_ended_does_not_run_on() -> None:

@@ -25,6 +25,7 @@ from proxy.vocabulary import (
 
 OUT, IN = "bytes_out", "bytes_in"
 _EXHAUSTED = "budget-exhausted"
+_HELD_MAX = 256  # entries: a stream that pays in more periods than a record can hold is cut
 
 Passing = RequestSent | ResponseHead | ResponseReceived
 
@@ -103,6 +104,9 @@ class Allowance:
         self._refusals.pop(event.unit, None)
         if event.unit not in event.hold.granted:
             self.granted.pop(event.unit, None)  # no account limits it any more
+            return False
+        if len(self.held) > _HELD_MAX:
+            self._refusals[event.unit] = _EXHAUSTED
             return False
         self._slices[event.unit] = event.hold
         return True

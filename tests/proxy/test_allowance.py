@@ -130,7 +130,14 @@ def test_a_slice_counts_once_its_record_is_durable_and_not_before() -> None:
     assert allowance.find_shortage(ResponseReceived(15)) == SliceWanted(IN, 5)
     allowance.store(SliceStored(IN))
     assert allowance.find_shortage(ResponseReceived(15)) is None
-    assert allowance.held[-1] == Amount(BASE, IN, 5)
+    assert allowance.held[-1] == Amount(BASE, IN, 15)
+
+
+def test_a_stream_that_would_pay_in_more_periods_than_a_record_holds_is_cut() -> None:
+    allowance = begun((IN, 10))
+    allowance.held += [Amount(f"{BASE}@{number}", IN, 1) for number in range(300)]
+    assert not allowance.answer(SliceAnswered(IN, hold(IN, 5)))
+    assert allowance.count(ResponseReceived(11)) == "budget-exhausted"
 
 
 def test_a_slice_that_was_not_recorded_grants_and_books_nothing() -> None:

@@ -334,3 +334,30 @@ async def test_what_the_ledger_owes_is_paid_once_it_is_back() -> None:
     await desk.keeper.recover()
     assert [*idle, desk.keeper.is_idle] == [False, True]
     await desk.reconcile()
+
+
+async def test_a_reload_below_what_was_spent_reaches_the_threshold_as_a_restart_would() -> None:
+    desk = Desk()
+    await desk.keeper.adopt(
+        policy("life: { each: agent, limits: { requests: 5 }, at: [{ reached: 100%, do: halt }] }")
+    )
+    assert await desk.spend("1") == await desk.spend("2") == ""
+    await rest(desk)
+    assert desk.keeper.state("coder") is State.ACTIVE
+    await desk.keeper.adopt(
+        policy("life: { each: agent, limits: { requests: 2 }, at: [{ reached: 100%, do: halt }] }")
+    )
+    assert desk.keeper.state("coder") is State.HALTED
+    await rest(desk)
+    assert [event["to"] for event in desk.recorder.of("state")] == ["halted"]
+
+
+async def test_a_broken_settlement_is_recorded_and_keeps_what_is_held() -> None:
+    desk = Desk()
+    await desk.keeper.adopt(LIFE)
+    await desk.reserve("1", requests=1)
+    desk.keeper.settle(NAME, (Amount("life/coder", "requests", 2),), CODER)
+    await rest(desk)
+    (alert,) = desk.recorder.of("alert")
+    assert (alert["cause"], "I2" in alert["detail"]) == ("contract-broken", True)
+    assert (await desk.ledger.read()).accounts["life/coder"].held == {"requests": 1}

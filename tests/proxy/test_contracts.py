@@ -189,7 +189,7 @@ async def test_without_a_log_no_account_opens_and_the_request_is_refused() -> No
     desk = Desk()
     await desk.keeper.adopt(SESSIONS)
     desk.recorder.faults["ledger.snapshot"] = Fault(LogUnavailable("audit-disk-full", "x"))
-    assert (await desk.reserve("1")).refusal == "ledger-unavailable"
+    assert (await desk.reserve("1")).refusal == "audit-disk-full"
     assert (await desk.ledger.read()).accounts == {}
     desk.recorder.faults.clear()
     assert (await desk.reserve("2")).refusal == ""

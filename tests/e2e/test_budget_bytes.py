@@ -845,7 +845,7 @@ def test_no_byte_of_a_slice_passes_before_its_record_is_durable(
     with open_purses(tmp_path, limits) as purses:
         purses.rogue.scripts.update(SCRIPTS)
         purse = purses["killed"]
-        for _ in range(3):
+        for _ in range(2):
             before = read_log(purses.proxy.state / "log")[0]
             came: dict[str, int] = {}
             threads = start_streams(purse, purses, came)

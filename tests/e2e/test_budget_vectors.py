@@ -400,6 +400,7 @@ def test_streams_that_are_reset_at_once_hold_nothing_and_hide_nothing(purses: Pu
         abandon(client, client.send(f"/take?reset{number}", ROGUE, method="POST", body=b"r" * 100))
     outcomes = purse.settle()
     arrived = len(purses.rogue.heads) - before
+    assert {one.get("error") for one in outcomes} == {"client-gone"}
     assert purse.spent["requests"] == len([one for one in outcomes if one["bytes_out"]])
     assert arrived <= purse.spent["requests"]
     assert ask_ok_2(purse)

@@ -159,9 +159,14 @@ async def test_a_bug_of_the_ledger_is_passed_on_and_what_it_holds_is_ended(
 async def test_sealed_books_refuse_everything_until_a_restart() -> None:
     desk = Desk()
     await desk.keeper.adopt(LIFE)
+    answer = await desk.reserve("1", "bytes_in", requests=1)
     desk.keeper.seal("I6: x")
     with pytest.raises(ContractBroken, match="I6: x"):
-        await desk.reserve("1")
+        await desk.reserve("2")
+    with pytest.raises(ContractBroken, match="I6: x"):
+        await desk.keeper.extend(NAME, SliceWanted("bytes_in", 1))
+    await desk.settle("1", answer)
+    assert await desk.spent("life/coder") == {"requests": 1}, "what is under way still ends"
     await desk.keeper.recover()
     await desk.keeper.refresh()
     assert desk.keeper.problem == "I6: x"

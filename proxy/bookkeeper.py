@@ -171,8 +171,6 @@ class Bookkeeper:
 
     async def extend(self, decision_id: str, wanted: SliceWanted) -> SliceAnswered:
         """Hold a further slice for a stream. A ledger that cannot answer refuses."""
-        if self._sealed:
-            raise ContractBroken(self._sealed)
         now_ms, unit = self.now_ms(), wanted.unit
         if self._sealed:
             return SliceAnswered(unit, refusal="contract-broken")

@@ -35,6 +35,8 @@ log = structlog.get_logger()
 WATCH_S = 0.5
 _RECORD_S = 10.0  # for the record of a policy; no request waits for it
 _FINDINGS_MAX = 50  # in one record
+_START_RETRIES = 4
+_START_PAUSE_S = 0.25
 
 
 class PolicyKeeper:
@@ -73,7 +75,13 @@ class PolicyKeeper:
             LogUnavailable, LedgerUnavailable: nothing is in force.
         """
         self._seen = self._look()
-        await self._apply(self._compiled)
+        for _ in range(_START_RETRIES):  # its deadline is a request's; a busy machine misses it
+            try:
+                return await self._apply(self._compiled)
+            except LedgerUnavailable as error:
+                log.warning("ledger-late", error=str(error))
+                await asyncio.sleep(_START_PAUSE_S)
+        return await self._apply(self._compiled)
 
     async def reload(self) -> str:
         """Read the files again. Returns `applied`, `unchanged` or `rejected`."""

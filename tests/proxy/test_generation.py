@@ -144,6 +144,25 @@ def test_a_policy_whose_limits_cannot_be_adopted_is_not_in_force(
     assert house.swaps == []
 
 
+def test_a_ledger_that_is_late_at_the_start_is_asked_again(house: House) -> None:
+    """Its deadline is a request's; a busy machine that misses it must not keep the port closed."""
+    house.adopt_error = LedgerUnavailable("calls before this one took too long")
+
+    async def start_and_mend() -> None:
+        async with asyncio.TaskGroup() as both:
+            both.create_task(house.begin().start())
+            both.create_task(mend())
+
+    async def mend() -> None:
+        while not house.recorder.of("policy.load"):
+            await asyncio.sleep(0.001)
+        house.adopt_error = None
+
+    asyncio.run(start_and_mend())
+    assert house.keeper.generation.serial == 1
+    assert len(house.recorder.of("policy.load")) == 1
+
+
 @pytest.mark.parametrize("error", ADOPT_FAULTS, ids=repr)
 def test_a_reload_whose_limits_cannot_be_adopted_waits_and_comes_into_force_later(
     house: House, error: Exception

@@ -6,32 +6,33 @@ Each agent has a budget of its own, so the tests share one server and nothing el
 
 import contextlib
 import json
-import random
-import signal
-import ssl
-import threading
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.kit.faults import FaultyProxy
-from tests.kit.http1 import Http1, format_request
+from tests.kit.http1 import format_request
 from tests.kit.origin import Origin
-from tests.kit.proxy import read_all, wait_until
+from tests.kit.proxy import wait_until
 from tests.kit.purse import API, FAST, ROGUE, Purse, Purses, count_head, open_purses
+from tests.kit.streams import (
+    CHUNKED,
+    SCRIPTS,
+    SLICE,
+    TAKEN,
+    body_of,
+    chunk,
+    close_of,
+    dechunk,
+    frame,
+    head_of,
+    open_socket,
+    read_frame,
+    read_rest,
+)
 
-SLICE = 262_144
-HOST_FIELD = f"host: {API}"
-CHUNKED = "transfer-encoding: chunked"
 DOWNLOAD = count_head("HTTP/1.1 200 Answer", "Content-Length: 1000", "X-Origin: yes")
-
-
-def head_of(line: str, *fields: str, host: str = API) -> int:
-    """Bytes of a request's head as it leaves."""
-    return count_head(f"{line} HTTP/1.1", f"host: {host}", *fields)
 
 
 UPLOAD = head_of("POST /echo", "content-length: 1000")
@@ -39,8 +40,6 @@ STREAM = head_of("POST /take", CHUNKED, host=ROGUE)
 POURED = ("chunked", "close", "sse")
 LIMITS = {
     "plenty": "{ bytes_out: 1GB, bytes_in: 1GB }",
-    "unmetered-out": "{ bytes_in: 1GB }",
-    "unmetered-in": "{ bytes_out: 1GB }",
     "upload-fits": f"{{ bytes_out: {UPLOAD + 1000} }}",
     "upload-too-long": f"{{ bytes_out: {UPLOAD + 999} }}",
     "chunks": f"{{ bytes_out: {STREAM + 1000} }}",
@@ -53,14 +52,9 @@ LIMITS = {
     "cut-upstream-2": "{ bytes_in: 70000 }",
     "talk-out": "{ bytes_out: 1000, bytes_in: 1MB }",
     "talk-in": "{ bytes_out: 1MB, bytes_in: 1000 }",
-    "tiny": "{ bytes_out: 1MB, bytes_in: 1MB }",
     "rpc": "{ bytes_out: 1MB, bytes_in: 1MB }",
     "gone": "{ bytes_out: 1MB, bytes_in: 100MB }",
     "gone-talk": "{ bytes_out: 1MB, bytes_in: 1MB }",
-    "crowd": "{ bytes_in: 2MB }",
-    "crowd-out": "{ bytes_out: 2MB }",
-    "slow-disk": "{ bytes_out: 100MB, bytes_in: 100MB }",
-    "broken-disk": "{ bytes_out: 100MB, bytes_in: 100MB }",
 }
 
 
@@ -88,53 +82,6 @@ def plenty(purses: Purses) -> Purse:
     return purses["plenty"]
 
 
-# --- a rogue origin's ways
-
-TAKEN: dict[str, bytearray] = {}  # what came behind the head, by the request's query
-
-
-def dechunk(data: bytes) -> bytes:
-    """The payload of a chunked body, also of one that broke off."""
-    payload = b""
-    while b"\r\n" in data:
-        line, _, data = data.partition(b"\r\n")
-        size = int(line, 16)
-        payload += data[:size]
-        if len(data) < size + 2 or not size:
-            break
-        data = data[size + 2 :]
-    return payload
-
-
-def query_of(head: bytes) -> str:
-    return head.split(b" ")[1].partition(b"?")[2].decode()
-
-
-def take(connection: ssl.SSLSocket, head: bytes) -> None:
-    """Read for ever, answer nothing."""
-    taken = TAKEN.setdefault(query_of(head), bytearray())
-    while data := connection.recv(65_536):
-        taken += data
-
-
-def pour(connection: ssl.SSLSocket, head: bytes) -> None:
-    """A chunked body without end, as fast as it goes."""
-    kind = b"text/event-stream" if query_of(head).startswith("sse") else b"text/plain"
-    connection.sendall(
-        b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n\r\n" % kind
-    )
-    while True:
-        connection.sendall(b"64\r\n" + b"data: " + b"p" * 92 + b"\n\n" + b"\r\n")
-
-
-def pour_until_closed(connection: ssl.SSLSocket, _head: bytes) -> None:
-    """A body that ends with the connection, without an end."""
-    connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
-    while True:
-        connection.sendall(b"q" * 100)
-
-
-SCRIPTS = {"/take": take, "/pour": pour, "/pour-close": pour_until_closed}
 POUR_HEADS = {
     "chunked": count_head("HTTP/1.1 200 OK", "Content-Type: text/plain", CHUNKED),
     "sse": count_head("HTTP/1.1 200 OK", "Content-Type: text/event-stream", CHUNKED),
@@ -146,11 +93,6 @@ def last_counts(purse: Purse) -> tuple[int, int]:
     """Bytes out and in of the last outcome."""
     outcome = purse.settle()[-1]
     return outcome["bytes_out"], outcome["bytes_in"]
-
-
-def body_of(answer: bytes) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(answer)
-    return found
 
 
 # --- the figures
@@ -250,6 +192,7 @@ def test_expect_100_continue_is_counted_like_any_upload(purses: Purses, plenty: 
         client.connection.sendall(b"e" * 2000)
         assert client.read().body == b"e" * 2000
     check_figures(plenty, purses.origin, before)
+    assert purses.origin.requests[-1].values("expect") == []  # it is answered here
 
 
 def test_each_request_of_a_redirect_is_charged_on_its_own(purses: Purses, plenty: Purse) -> None:
@@ -322,10 +265,6 @@ def test_an_upload_one_byte_too_long_is_denied_before_anything_leaves(
     assert purses.origin.connections == before
     assert purse.settle() == []
     assert purse.spent["bytes_out"] == 0
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%s\r\n" % (len(data), data)
 
 
 def test_a_chunked_upload_is_cut_at_the_last_byte_that_was_held(purses: Purses) -> None:
@@ -440,11 +379,6 @@ def test_a_download_without_end_is_cut_at_the_last_byte_that_was_held(
     assert len(body) == 2000 - POUR_HEADS[form]
 
 
-def read_rest(client: Http1) -> bytes:
-    """Everything until the peer ends, however it ends."""
-    return bytes(client._take(len(client._held))) + read_all(client.connection)
-
-
 def test_a_download_from_an_upstream_of_http2_is_cut_alike(purses: Purses) -> None:
     purse = purses["cut-upstream-2"]
     client = purse.http2(FAST)
@@ -456,44 +390,6 @@ def test_a_download_from_an_upstream_of_http2_is_cut_alike(purses: Purses) -> No
 
 
 # --- WebSockets
-
-
-def open_socket(purse: Purse) -> Http1:
-    """A WebSocket to the origin that echoes."""
-    client = purse.http1()
-    client.send(
-        "/ws",
-        API,
-        headers=[
-            "Connection: Upgrade", "Upgrade: websocket",
-            "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-        ],
-    )  # fmt: skip
-    assert client.read_head().status == 101
-    return client
-
-
-def frame(data: bytes, opcode: int = 2, *, final: bool = True) -> bytes:
-    """A masked frame, masked with zeros."""
-    size = bytes([0x80 | len(data)]) if len(data) < 126 else b"\xfe" + len(data).to_bytes(2)
-    return bytes([(0x80 if final else 0) | opcode]) + size + b"\0\0\0\0" + data
-
-
-def read_frame(client: Http1) -> tuple[int, bytes]:
-    """Opcode and payload."""
-    head = client.exactly(2)
-    size = head[1] & 0x7F
-    if size == 126:
-        size = int.from_bytes(client.exactly(2))
-    return head[0] & 0x0F, client.exactly(size)
-
-
-def close_of(client: Http1) -> int:
-    """Reads on to the close frame; its code."""
-    while True:
-        opcode, data = read_frame(client)
-        if opcode == 8:
-            return int.from_bytes(data[:2])
 
 
 def sizes_of_data(frames: list[tuple[int, bytes]]) -> int:
@@ -536,197 +432,6 @@ def test_frames_are_counted_by_payload_and_control_frames_are_not(purses: Purses
     assert (out - head_out, came - head_in) == (4, 4)
     assert b"ping" not in purses.origin.received[-1]
     assert b"bye" not in purses.origin.received[-1]
-
-
-def test_a_long_talk_renews_its_slices_both_ways(purses: Purses) -> None:
-    purse = purses["plenty"]
-    purses.origin.frames.clear()
-    before = len(purse.of("reserve"))
-    client = open_socket(purse)
-    size, count = 16_000, 80
-    for number in range(count):
-        client.connection.sendall(frame(bytes([number]) * size))
-        got = b""
-        while len(got) < size:
-            got += read_frame(client)[1]  # a frame may come in fragments
-        assert got == bytes([number]) * size
-    client.connection.sendall(frame(b"\x03\xe8", 8))
-    assert close_of(client) == 1000
-    out, came = last_counts(purse)
-    assert out - size * count == purses.origin.received[-1].index(b"\r\n\r\n") + 4
-    assert came - size * count == purses.origin.sent[-1].index(b"\r\n\r\n") + 4
-    assert 4 <= len(purse.of("reserve")) - before <= 20
-
-
-def test_many_streams_of_one_connection_renew_their_slices(purses: Purses) -> None:
-    """HTTP/2 on both sides, lengths unknown."""
-    purse = purses["plenty"]
-    before, slices = len(purse.settle()), len(purse.of("reserve"))
-    client = purse.http2(FAST)
-    streams = [client.send(f"/big/{1_000_000 + number}", FAST) for number in range(5)]
-    answers = client.read(*streams)
-    assert [len(answer.body) for answer in answers] == [1_000_000 + number for number in range(5)]
-    head = count_head("HTTP/1.1 200 ", "content-type: application/json", "x-origin: h2")
-    counted = [outcome["bytes_in"] for outcome in purse.settle()[before:]]
-    assert sorted(counted) == [head + 1_000_000 + number for number in range(5)]
-    assert len(purse.of("reserve")) - slices <= 5 * 6
-
-
-# --- many small parts, large streams, many at once
-
-
-def test_thousands_of_tiny_frames_make_few_records(purses: Purses) -> None:
-    purse = purses["tiny"]
-    client = open_socket(purse)
-    for _ in range(20):
-        client.connection.sendall(frame(b"t") * 100)
-    for _ in range(2000):
-        read_frame(client)
-    client.connection.sendall(frame(b"\x03\xe8", 8))
-    assert close_of(client) == 1000
-    (outcome,) = purse.settle()
-    assert len(purse.of("reserve")) == 0
-    assert outcome["bytes_out"] < 2300
-
-
-def test_thousands_of_one_byte_chunks_make_few_records(purses: Purses) -> None:
-    """Also with little left, where slices are small."""
-    purse = purses["tiny"]
-    before = len(purse.of("reserve"))
-    with purse.http1() as client:
-        head = format_request("/echo", API, "POST", ["Transfer-Encoding: chunked"])
-        client.connection.sendall(head + chunk(b"c") * 3000 + b"0\r\n\r\n")
-        assert client.read().body == b"c" * 3000
-    outcome = purse.settle()[-1]
-    assert outcome["bytes_out"] == head_of("POST /echo", CHUNKED) + 3000
-    assert len(purse.of("reserve")) - before == 0
-
-
-def pull(purse: Purse, path: str, host: str = API) -> int:
-    """Bytes of a chunked answer's body that came, framing included."""
-    count = 0
-    with purse.http1(host) as client:
-        client.send(path, host)
-        if client.read_head().status != 200:
-            return 0
-        client.connection.settimeout(20)
-        data, tail = bytes(client._held), b""
-        with contextlib.suppress(OSError):
-            while True:
-                count += len(data)
-                tail = (tail + data)[-7:]
-                if tail == b"\r\n0\r\n\r\n":
-                    break
-                data = client.connection.recv(262_144)
-                if not data:
-                    break
-    return count
-
-
-STREAM_BYTES = 50_000_000
-
-
-@pytest.mark.parametrize("direction", ["in", "out"])
-def test_a_large_stream_goes_through_with_few_records(
-    purses: Purses, direction: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Of an unknown length, with a budget and without; how fast is printed, not judged."""
-    purses.rogue.scripts["/fifty"] = pour_fifty
-    purses.rogue.scripts["/drain"] = drain
-    speeds = []
-    for purse in (purses[f"unmetered-{direction}"], purses["plenty"]):
-        before, slices = len(purse.settle()), len(purse.of("reserve"))
-        began = time.monotonic()
-        if direction == "in":
-            assert STREAM_BYTES < pull(purse, "/fifty", ROGUE) < STREAM_BYTES * 1.01
-        else:
-            push(purse)
-        speeds.append(STREAM_BYTES / 1e6 / (time.monotonic() - began))
-        outcome = purse.settle()[before]
-        assert outcome[f"bytes_{direction}"] > STREAM_BYTES
-        if purse.name == "plenty":
-            assert len(purse.of("reserve")) - slices <= STREAM_BYTES / SLICE * 1.1
-    with capsys.disabled():
-        print(f"\n50 MB {direction}: {speeds[0]:.0f} MB/s unlimited, {speeds[1]:.0f} MB/s metered")
-
-
-def pour_fifty(connection: ssl.SSLSocket, _head: bytes) -> None:
-    connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
-    block = b"f" * 100_000
-    for _ in range(STREAM_BYTES // len(block)):
-        connection.sendall(block)
-
-
-def drain(connection: ssl.SSLSocket, _head: bytes) -> None:
-    tail = b""
-    while not tail.endswith(b"\r\n0\r\n\r\n"):
-        data = connection.recv(262_144)
-        if not data:
-            return
-        tail = (tail + data)[-16:]
-    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-
-
-def push(purse: Purse) -> None:
-    with purse.http1(ROGUE) as client:
-        head = format_request("/drain", ROGUE, "POST", ["Transfer-Encoding: chunked"])
-        client.connection.settimeout(20)
-        client.connection.sendall(head)
-        block = chunk(b"f" * 100_000)
-        for _ in range(STREAM_BYTES // 100_000):
-            client.connection.sendall(block)
-        client.connection.sendall(b"0\r\n\r\n")
-        assert client.read().status == 200
-
-
-def test_many_streams_at_once_get_together_no_more_than_the_limit(purses: Purses) -> None:
-    purse = purses["crowd"]
-    counts: list[int] = []
-
-    def run() -> None:
-        with contextlib.suppress(OSError, ConnectionError, ValueError):
-            counts.append(pull(purse, "/pour-close", ROGUE))
-
-    run_all([run] * 24)
-    outcomes = purse.settle()
-    assert outcomes
-    heads = len(outcomes) * POUR_HEADS["close"]
-    assert purse.spent["bytes_in"] == sum(one["bytes_in"] for one in outcomes) <= 2_000_000
-    assert purse.spent["bytes_in"] > 1_900_000
-    assert sum(map(len_of_chunks, counts)) <= purse.spent["bytes_in"] - heads
-
-
-def len_of_chunks(count: int) -> int:
-    """At least so much of what came was payload: the rest is our framing."""
-    return count - (count // 100 + 2) * 12 if count > 2000 else 0
-
-
-def test_many_uploads_at_once_get_together_no_more_than_the_limit(purses: Purses) -> None:
-    purse = purses["crowd-out"]
-
-    def run(number: int) -> None:
-        with contextlib.suppress(OSError, ConnectionError), purse.http1(ROGUE) as client:
-            path = f"/take?crowd{number}"
-            head = format_request(path, ROGUE, "POST", ["Transfer-Encoding: chunked"])
-            client.connection.sendall(head)
-            for _ in range(1000):
-                client.connection.sendall(chunk(b"o" * 4000))
-
-    run_all([lambda number=number: run(number) for number in range(16)])
-    outcomes = purse.settle()
-    taken = [len(dechunk(bytes(TAKEN.get(f"crowd{number}", b"")))) for number in range(16)]
-    assert purse.spent["bytes_out"] == sum(one["bytes_out"] for one in outcomes) <= 2_000_000
-    assert sum(taken) + len(outcomes) * STREAM <= purse.spent["bytes_out"]
-    assert sum(taken) > 1_800_000
-
-
-def run_all(works: list[Any]) -> None:
-    """At the same time, each in a thread."""
-    threads = [threading.Thread(target=work, daemon=True) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
 
 
 # --- who hangs up still pays
@@ -776,131 +481,3 @@ def test_a_client_that_hangs_up_in_a_websocket_pays_for_its_frames(purses: Purse
     (outcome,) = purse.settle()
     assert outcome["bytes_out"] > 1200 < outcome["bytes_in"]
     assert purse.spent == {unit: outcome[unit] for unit in ("bytes_in", "bytes_out")}
-
-
-# --- no byte before its record
-
-
-def read_log(folder: Path) -> tuple[dict[str, int], dict[str, str]]:
-    """What is durably held of bytes, in both directions, by path of the request."""
-    held: dict[str, int] = {}
-    paths: dict[str, str] = {}
-    for segment in sorted(folder.glob("*.jsonl")):
-        for line in segment.read_bytes().split(b"\n")[:-1]:
-            event = json.loads(line)["event"]
-            if event["kind"] == "decision" and event["reserve"]:
-                paths[event["id"]] = event["target"]["path"]
-            for one in event.get("reserve", ()):
-                ref = event.get("ref") or event["id"]
-                if one["unit"].startswith("bytes_"):
-                    key = f"{paths[ref]} {one['unit']}"
-                    held[key] = held.get(key, 0) + one["amount"]
-    return held, paths
-
-
-def start_streams(purse: Purse, purses: Purses, came: dict[str, int]) -> list[threading.Thread]:
-    """One download and one upload without end, each in a thread; `came` is what the client got."""
-
-    def download() -> None:
-        with contextlib.suppress(OSError, ConnectionError), purse.http1(ROGUE) as client:
-            client.send("/pour", ROGUE)
-            client.read_head()
-            while data := client.connection.recv(65_536):
-                came["in"] = came.get("in", 0) + len(data)
-
-    def upload() -> None:
-        with contextlib.suppress(OSError, ConnectionError), purse.http1(ROGUE) as client:
-            head = format_request("/take", ROGUE, "POST", ["Transfer-Encoding: chunked"])
-            client.connection.sendall(head)
-            while True:
-                client.connection.sendall(chunk(b"k" * 5000))
-
-    TAKEN.pop("", None)
-    threads = [threading.Thread(target=run, daemon=True) for run in (download, upload)]
-    for thread in threads:
-        thread.start()
-    return threads
-
-
-POUR_CHUNK = len(b"64\r\n") + 100 + len(b"\r\n")
-
-
-def check_held(purses: Purses, came: dict[str, int]) -> tuple[int, int]:
-    """What passed is held on the disk; returns what passed, payload in and out."""
-    payload = came.get("in", 0) * 100 // POUR_CHUNK - 200
-    taken = len(TAKEN.get("", b""))
-    arrived = taken * 5000 // len(chunk(b"k" * 5000)) - 5000
-    held, _ = read_log(purses.proxy.state / "log")
-    assert payload <= held.get("/pour bytes_in", 0)
-    assert arrived <= held.get("/take bytes_out", 0)
-    return payload, arrived
-
-
-def test_no_byte_of_a_slice_passes_before_its_record_is_durable(
-    tmp_path: Path,
-) -> None:
-    """Killed at any moment: what client and upstream have is held in the log."""
-    chance = random.Random(7)
-    limits = {"killed": "{ bytes_out: 1GB, bytes_in: 1GB }"}
-    with open_purses(tmp_path, limits) as purses:
-        purses.rogue.scripts.update(SCRIPTS)
-        purse = purses["killed"]
-        for _ in range(2):
-            before = read_log(purses.proxy.state / "log")[0]
-            came: dict[str, int] = {}
-            threads = start_streams(purse, purses, came)
-            assert wait_until(lambda came=came: came.get("in", 0) and TAKEN.get(""))  # type: ignore[misc]
-            time.sleep(chance.uniform(0.0, 0.4))
-            purses.proxy.stop(signal.SIGKILL)
-            for thread in threads:
-                thread.join(10)
-            purses.close_connections()
-            time.sleep(0.1)  # what is still on its way to the origin
-            held = read_log(purses.proxy.state / "log")[0]
-            for key in held:
-                held[key] -= before.get(key, 0)
-            payload = came["in"] * 100 // POUR_CHUNK - 200
-            arrived = len(dechunk(bytes(TAKEN[""])))
-            assert 0 < payload <= held["/pour bytes_in"], (payload, held)
-            assert 0 < arrived <= held["/take bytes_out"], (arrived, held)
-            purses.proxy.start()
-            assert wait_until(lambda: purse.spent)
-            assert purse.spent == {unit: purse.granted(unit) for unit in purse.spent}
-
-
-def test_a_slow_disk_slows_the_streams_and_lets_nothing_ahead(purses: Purses) -> None:
-    purse = purses["slow-disk"]
-    came: dict[str, int] = {}
-    with purses.proxy.fault("disk:sluggish"):  # type: ignore[attr-defined]
-        start_streams(purse, purses, came)
-        until = time.monotonic() + 2
-        while time.monotonic() < until:
-            check_held(purses, came)
-            time.sleep(0.05)
-    passed = check_held(purses, came)
-    purses.close_connections()
-    purse.settle()
-    assert min(passed) > SLICE, passed
-    assert purses.proxy.struck, "the disk was not slow"  # type: ignore[attr-defined]
-
-
-def test_a_disk_that_fails_cuts_the_streams_at_what_is_held(tmp_path: Path) -> None:
-    """Their outcomes are lost with it, so the next run counts in full what they held."""
-    limits = {"broken": "{ bytes_out: 1GB, bytes_in: 1GB }"}
-    with open_purses(tmp_path, limits, kind=FaultyProxy) as purses:
-        purses.rogue.scripts.update(SCRIPTS)
-        purse = purses["broken"]
-        came: dict[str, int] = {}
-        threads = start_streams(purse, purses, came)
-        assert wait_until(lambda: came.get("in", 0) > SLICE)
-        with purses.proxy.fault("disk:io-error"):  # type: ignore[attr-defined]
-            for thread in threads:
-                thread.join(10)
-                assert not thread.is_alive()
-        passed = check_held(purses, came)
-        purses.proxy.stop()
-        purses.proxy.start()
-        assert wait_until(lambda: purse.spent)
-        assert purse.spent == {unit: purse.granted(unit) for unit in purse.spent}
-        assert purse.spent["bytes_in"] >= passed[0] > 0
-        assert purse.spent["bytes_out"] >= passed[1] > 0

@@ -16,7 +16,12 @@ from typing import Any, cast
 
 import pytest
 
-from tests.e2e.test_budget_bytes import (
+from tests.kit.faults import FaultyProxy
+from tests.kit.http1 import format_request
+from tests.kit.http2 import Http2
+from tests.kit.proxy import Proxy, read_all, wait_until
+from tests.kit.purse import API, ROGUE, Purse, Purses, open_purses
+from tests.kit.streams import (
     SCRIPTS,
     TAKEN,
     body_of,
@@ -28,11 +33,6 @@ from tests.e2e.test_budget_bytes import (
     read_frame,
     take,
 )
-from tests.kit.faults import FaultyProxy
-from tests.kit.http1 import format_request
-from tests.kit.http2 import Http2
-from tests.kit.proxy import Proxy, read_all, wait_until
-from tests.kit.purse import API, ROGUE, Purse, Purses, open_purses
 from tests.kit.sum_log import sum_log
 
 CALLS = 50

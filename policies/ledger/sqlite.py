@@ -1,14 +1,15 @@
 """The ledger in one SQLite file, which several processes of one state directory can share.
 
-    await reserve -> queue -> ledger thread: same file? -> BEGIN IMMEDIATE -> rows -> budget.py
+    await reserve -> queue -> ledger thread: same file? -> BEGIN IMMEDIATE -> accounts -> budget.py
                                                                -> rows -> COMMIT -> caller
 
 Rule 1: the file is a cache of the log. `open_ledger` writes it anew at each start, so nothing it
         holds has to outlive the machine: `synchronous` is OFF, and no request waits for its disk
         (the log's writer has waited already). What a killed process committed is in the system's
         page cache; what a power cut spoils is replaced at the next start.
-Rule 2: every transaction reads what it changes from the file, under SQLite's write lock, and never
-        from the process: another process may have been there.
+Rule 2: accounts are what the file says under SQLite's write lock: those the process has kept only
+        while nobody else wrote (policies/ledger/table.py). Reservations are the process's own, by
+        decision id; what one that died held stays held until a start folds the log.
 Rule 3: one thread, first come first served. A call begins within half the deadline or not at all,
         and waits for a lock for less than the other half. Whoever cancels a reserve settles with
         nothing, and that runs behind it.
@@ -34,7 +35,7 @@ from typing import Literal, NamedTuple
 from policies import budget
 from policies.budget import Account, Amount, Extension, Hold, Order, Shortfall
 from policies.ledger import Book, Change, LedgerUnavailable, PutAccount, PutStanding, Standing
-from policies.ledger.table import DamagedRow, Reservation, Table
+from policies.ledger.table import DamagedRow, Table
 from policies.model import ContractBroken
 
 type Found = Literal["", "missing", "older", "newer", "different", "unreadable"]
@@ -55,6 +56,15 @@ class _Call(NamedTuple):
     owes: tuple[str, Sequence[Amount]] | None  # a settlement, which has to run however late
 
 
+class _Reservation(NamedTuple):
+    """What one decision holds (see `budget.settle`), and on whose accounts."""
+
+    agent: str
+    session: str
+    amounts: tuple[Amount, ...]
+    gone: tuple[Amount, ...] = ()
+
+
 class SqliteLedger:
     """See the module, and `policies.ledger.Ledger`. Made by `open_ledger`."""
 
@@ -68,6 +78,8 @@ class SqliteLedger:
         self._half_s = deadline_s / 2
         self._waiting_max = waiting_max
         self._owed: dict[str, Sequence[Amount]] = {}
+        self._open: dict[str, _Reservation] = {}
+        self._staged: dict[str, _Reservation | None] = {}  # ... once the transaction commits
         self._refusal = ""  # why it answers nobody until a restart
         self._queue: SimpleQueue[_Call | None] = SimpleQueue()
         try:
@@ -84,6 +96,11 @@ class SqliteLedger:
             raise _unavailable(path, error) from error
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._thread.start()
+
+    @property
+    def held(self) -> int:
+        """How many reservations are open."""
+        return len(self._open)
 
     async def reserve(self, order: Order | Extension) -> Hold | Shortfall:
         """See `Ledger.reserve`."""
@@ -149,60 +166,92 @@ class SqliteLedger:
             raise
 
     def _transact(self, work: Callable[[], object]) -> object:
-        if self._refusal not in ("", _CLOSED):
+        if self._refusal and self._refusal != _CLOSED:
             raise _unavailable(self._path, self._refusal)
         try:
             if _identify(self._path) != self._identity:
                 raise FileNotFoundError("another file is in its place")
-            with _transaction(self._table):
-                for decision_id, spent in self._owed.items():
-                    with suppress(ContractBroken):  # whoever asked first would have heard of it
-                        self._settle(decision_id, spent)
-                result = work()
+            result = self._commit(work)
         except (OSError, sqlite3.Error, DamagedRow) as error:
             if isinstance(error, DamagedRow) or _code_of(error) in _CORRUPT:
                 self._refusal = f"{error}; a restart writes it anew"
             raise _unavailable(self._path, error) from error
-        self._owed.clear()
+        if self._owed:
+            self._owed.clear()
         return result
 
+    def _commit(self, work: Callable[[], object]) -> object:
+        """What is owed and then the work: all of it or nothing, reservations included."""
+        table, staged = self._table, self._staged
+        try:
+            table.begin()
+            if self._owed:
+                self._pay()
+            result = work()
+            table.commit()
+        except BaseException:
+            staged.clear()
+            with suppress(sqlite3.Error):  # `begin` tries again
+                table.roll_back()
+            raise
+        for decision_id, reservation in staged.items():
+            if reservation is None:
+                self._open.pop(decision_id, None)
+            else:
+                self._open[decision_id] = reservation
+        staged.clear()
+        return result
+
+    def _pay(self) -> None:
+        for decision_id, spent in self._owed.items():
+            try:
+                self._settle(decision_id, spent)
+            except ContractBroken:  # whoever asked first would have heard of it
+                self._table.forget()
+
+    def _find(self, decision_id: str) -> _Reservation | None:
+        if decision_id in self._staged:
+            return self._staged[decision_id]
+        return self._open.get(decision_id)
+
     def _reserve(self, order: Order) -> Hold | Shortfall:
-        if self._table.find_reservation(order.decision_id) is not None:
+        agent, session = order.agent, order.session
+        if self._find(order.decision_id) is not None:
             raise ContractBroken("I3: a decision reserves once")
-        accounts = self._table.find_accounts(order.agent, order.session)
+        accounts = self._table.find_accounts(agent, session)
         hold = budget.reserve(accounts, order)
         if isinstance(hold, Hold):
-            self._table.put_reservation(
-                Reservation(order.decision_id, order.agent, order.session, hold.amounts)
-            )
+            self._staged[order.decision_id] = _Reservation(agent, session, hold.amounts)
         if isinstance(hold, Hold) or hold.closed:
-            self._table.update_accounts(accounts)
+            self._table.update_accounts(agent, session, accounts)
         return hold
 
     def _extend(self, extension: Extension) -> Hold | Shortfall:
-        known = self._table.find_reservation(extension.decision_id)
+        known = self._find(extension.decision_id)
         if known is None:
             raise ContractBroken("I3: an extension of what is not reserved")
-        accounts = self._table.find_accounts(known.agent, known.session)
+        agent, session = known.agent, known.session
+        accounts = self._table.find_accounts(agent, session)
         hold = budget.extend(accounts, extension)
         if isinstance(hold, Hold):
             joined = budget.join(known.amounts, hold.amounts)
-            self._table.put_reservation(known._replace(amounts=joined))
+            self._staged[extension.decision_id] = known._replace(amounts=joined)
         if isinstance(hold, Hold) or hold.closed:
-            self._table.update_accounts(accounts)
+            self._table.update_accounts(agent, session, accounts)
         return hold
 
     def _settle(self, decision_id: str, spent: Sequence[Amount]) -> tuple[Account, ...]:
-        known = self._table.find_reservation(decision_id)
+        known = self._find(decision_id)
         if known is None:
             if spent:
                 raise ContractBroken("I3: a reservation settles exactly once")
             return ()
-        accounts = self._table.find_accounts(known.agent, known.session)
-        budget.settle(accounts, known.amounts, spent, known.gone)
-        self._table.update_accounts(accounts)
-        self._table.delete_reservation(decision_id)
-        return tuple(accounts)
+        agent, session, amounts, gone = known
+        accounts = self._table.find_accounts(agent, session)
+        budget.settle(accounts, amounts, spent, gone)
+        self._table.update_accounts(agent, session, accounts)
+        self._staged[decision_id] = None
+        return tuple([budget.copy(account) for account in accounts])
 
     def _change(self, change: Change) -> None:
         match change:
@@ -214,18 +263,18 @@ class SqliteLedger:
                 self._table.put_standing(agent, standing)
 
     def _put_account(self, given: Account) -> None:
-        before = self._table.find_account(given.budget, given.agent, given.session)
+        found = self._table.find_accounts(given.agent, given.session)
+        before = next((one for one in found if one.base == given.base), None)
         after = budget.put(before, given)
         self._table.put_account(after)
         if before is None or before.name == after.name:
             return
-        for known in self._table.list_reservations(given.agent):
-            gone = [one for one in known.amounts if one.account == before.name]
-            kept = [one for one in known.amounts if one.account != before.name]
-            if gone:
-                self._table.put_reservation(
-                    known._replace(amounts=tuple(kept), gone=(*known.gone, *gone))
-                )
+        for decision_id, known in {**self._open, **self._staged}.items():
+            held = known.amounts if known is not None else ()
+            gone = [one for one in held if one.account == before.name]
+            if known is not None and gone:
+                kept = tuple([one for one in held if one.account != before.name])
+                self._staged[decision_id] = known._replace(amounts=kept, gone=(*known.gone, *gone))
 
 
 def open_ledger(
@@ -270,19 +319,6 @@ def _locked(path: Path, busy_s: float) -> Iterator[Book | Literal["missing", "un
         yield known
 
 
-@contextmanager
-def _transaction(table: Table) -> Iterator[None]:
-    """All of it or nothing."""
-    table.begin()
-    try:
-        yield
-        table.commit()
-    except BaseException:
-        with suppress(sqlite3.Error):  # `begin` tries again
-            table.roll_back()
-        raise
-
-
 def _write_anew(path: Path, truth: Book) -> None:
     beside = Path(f"{path}.new")
     for side in ("", *_SIDES):
@@ -292,8 +328,9 @@ def _write_anew(path: Path, truth: Book) -> None:
         with closing(_connect(beside, busy_s=0)) as connection:
             table = Table(connection)
             table.create_schema()
-            with _transaction(table):
-                table.fill(truth)
+            table.begin()
+            table.fill(truth)
+            table.commit()
             connection.execute("PRAGMA journal_mode = WAL")  # stays with the file
         beside.replace(path)
     except BaseException:
@@ -348,7 +385,7 @@ def _connect(path: Path, busy_s: float) -> sqlite3.Connection:
 
 
 def _identify(path: Path) -> tuple[int, int]:
-    found = path.stat()
+    found = os.stat(path)  # noqa: PTH116  Path.stat costs twice as much
     return found.st_dev, found.st_ino
 
 

@@ -17,12 +17,6 @@ BOOK = book(account(requests=1_000, bytes_in=1_000))
 SIDES = ("-wal", "-shm")
 
 
-def count_open(path: Path) -> int:
-    with closing(sqlite3.connect(path)) as connection:
-        count: int = connection.execute("SELECT count(*) FROM reservation").fetchone()[0]
-        return count
-
-
 @contextmanager
 def opened(
     path: Path, given: Book = BOOK, deadline_s: float = DEADLINE_S, waiting_max: int = 1_000

@@ -13,12 +13,11 @@ import pytest
 from policies.ledger import LedgerUnavailable
 from policies.ledger.sqlite import SqliteLedger, open_ledger
 from policies.model import ContractBroken
-from tests.kit.ledgers import account, book, extension, held, order
+from tests.kit.ledgers import account, book, held, order
 from tests.kit.sqlite_ledger import (
     BOOK,
     DEADLINE_S,
     SIDES,
-    count_open,
     locked,
     opened,
     refused,
@@ -40,7 +39,7 @@ async def test_a_lock_of_another_process_denies_and_passes(path: Path) -> None:
         with locked(path):
             assert "locked" in await refused(ledger)
         assert await works(ledger)
-        assert count_open(path) == 0
+        assert ledger.held == 0
 
 
 async def test_a_lock_that_is_held_for_half_a_second_denies_and_passes(path: Path) -> None:
@@ -63,7 +62,7 @@ async def test_a_lock_that_is_held_for_half_a_second_denies_and_passes(path: Pat
         await asyncio.gather(*(refused(ledger, f"d-{number}") for number in range(10)))
         other.wait(10)
         assert await works(ledger)
-        assert count_open(path) == 0
+        assert ledger.held == 0
 
 
 async def test_a_settlement_under_a_lock_is_owed_and_paid_before_the_next_request(
@@ -152,13 +151,14 @@ async def test_a_corrupt_file_denies_until_a_restart_writes_it_anew(path: Path) 
     "statement",
     [
         "UPDATE account SET amounts = '{'",
-        "UPDATE account SET amounts = '[{},{}] '",
+        "UPDATE account SET amounts = amounts || ' '",
         "UPDATE account SET amounts = '[1,2]'",
-        "UPDATE account SET contract = '[1]'",
-        "UPDATE account SET contract = '[{\"requests\":1},0,[]]'",
-        "UPDATE reservation SET amounts = '[1]'",
-        "UPDATE reservation SET amounts = '[[1,2]]'",
-        "UPDATE reservation SET gone = 'x'",
+        "UPDATE account SET amounts = '{}'",
+        'UPDATE account SET amounts = \'{"daily":["daily/coder",0,0,{}]}\'',
+        'UPDATE account SET amounts = \'{"daily":["daily/coder",0,0,{},7]}\'',
+        "UPDATE account SET contracts = '[1]'",
+        "UPDATE account SET contracts = '{}'",
+        'UPDATE account SET contracts = \'{"daily":[{"requests":1},0,[]]}\'',
         "INSERT INTO standing VALUES ('coder', 4, '')",
     ],
 )
@@ -170,7 +170,7 @@ async def test_a_row_that_does_not_read_back_denies_until_a_restart(
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute(statement)
         with pytest.raises(LedgerUnavailable, match="read back"):
-            await ledger.reserve(extension(1)) if "reserv" in statement else await ledger.read()
+            await (ledger.read() if "standing" in statement else ledger.reserve(order("d-2")))
         assert "restart" in await refused(ledger)
 
 
@@ -209,6 +209,8 @@ async def test_a_full_disk_denies_and_passes_and_owes_what_it_could_not_book(
             filler.unlink()
             assert await works(ledger)
             assert (await ledger.read()).accounts["daily/coder"].spent == {"requests": 2}
+            assert (await ledger.read()).accounts["daily/coder"].held == {}
+            assert ledger.held == 0
             with pytest.raises(ContractBroken):
                 await ledger.settle("d-1", hold.amounts)
         fill(folder)
@@ -232,7 +234,7 @@ async def test_a_reserve_that_is_cancelled_is_ended_by_the_void_behind_it(path: 
         await asyncio.gather(*tasks, return_exceptions=True)
         for number in range(20):
             await ledger.settle(f"d-{number}", ())
-        assert count_open(path) == 0
+        assert ledger.held == 0
         assert (await ledger.read()).accounts["daily/coder"].held == {}
 
 
@@ -260,7 +262,7 @@ async def test_more_callers_than_may_wait_are_refused_but_for_settlements(path: 
             last = asyncio.ensure_future(ledger.settle("d-1", hold.amounts))
             await asyncio.sleep(0)
         await asyncio.gather(first, *waiting, last)
-        assert count_open(path) == 0
+        assert ledger.held == 0
 
 
 async def test_whoever_waits_for_too_long_is_refused_and_nothing_is_held(path: Path) -> None:
@@ -273,7 +275,7 @@ async def test_whoever_waits_for_too_long_is_refused_and_nothing_is_held(path: P
             results = await asyncio.gather(first, second, late, return_exceptions=True)
         assert [type(one) for one in results] == [LedgerUnavailable] * 3
         assert "before this one" in str(results[2])
-        assert count_open(path) == 0
+        assert ledger.held == 0
 
 
 async def test_a_closed_ledger_answers_nobody_but_who_came_before(path: Path) -> None:
@@ -294,7 +296,7 @@ async def test_a_bug_of_ours_reaches_whoever_asked_and_changes_nothing(path: Pat
         with pytest.raises(TypeError):
             await ledger.reserve(broken)
         assert await works(ledger)
-        assert count_open(path) == 0
+        assert ledger.held == 0
 
 
 def test_a_caller_whose_loop_is_gone_stops_nobody(path: Path) -> None:

@@ -95,7 +95,7 @@ class House:
             state=self.folder / "state",
             resolve=SETTINGS.resolve,
             hook_deadline_s=0.5,
-            ledger_deadline_s=0.1,
+            ledger_deadline_s=0.2,
             audit_deadline_s=0.2,
             dns_timeout_s=0.2,
         )

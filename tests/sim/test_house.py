@@ -303,7 +303,7 @@ def burst(house: House, chance: random.Random) -> None:
 def make_ledger(seed: int, folder: Path) -> Callable[[Book], Ledger]:
     """One kind or the other."""
     path = folder / "ledger.db"
-    return (lambda book: open_ledger(path, book, deadline_s=0.1)[0]) if seed % 2 else MemoryLedger
+    return (lambda book: open_ledger(path, book, deadline_s=2.0)[0]) if seed % 2 else MemoryLedger
 
 
 @pytest.fixture(autouse=True)

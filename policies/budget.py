@@ -296,6 +296,10 @@ def allocate(held: Iterable[Amount], counted: Mapping[str, int]) -> tuple[Amount
     order of the holds, so that a stream that outlasts a period pays in both. Sorted; zeros left
     out.
     """
+    held = tuple(held)
+    found = _allocate_in_order(held, counted)
+    if found is not None:
+        return found
     spent: dict[tuple[str, str], int] = {}
     taken: dict[tuple[str, str], int] = {}  # by account without its period
     for account, unit, amount in held:
@@ -307,6 +311,33 @@ def allocate(held: Iterable[Amount], counted: Mapping[str, int]) -> tuple[Amount
         if amount:
             spent[account, unit] = spent.get((account, unit), 0) + amount
     return tuple(sorted(Amount(*key, amount) for key, amount in spent.items()))
+
+
+def _allocate_in_order(
+    held: Iterable[Amount], counted: Mapping[str, int]
+) -> tuple[Amount, ...] | None:
+    """Where the holds are sorted, each once, and no account has two periods; None: they are not."""
+    spent: list[Amount] = []
+    bases: set[str] = set()
+    last_account = last_unit = ""
+    for one in held:
+        account, unit, amount = one
+        if account != last_account:
+            base = account.partition("@")[0]
+            if account < last_account or base in bases:
+                return None
+            bases.add(base)
+            last_account = account
+        elif unit <= last_unit:
+            return None
+        last_unit = unit
+        if unit in BYTE_UNITS and amount > counted.get(unit, 0):
+            amount = counted.get(unit, 0)
+            if amount:
+                spent.append(_new(Amount, (account, unit, amount)))
+        elif amount:
+            spent.append(one)
+    return tuple(spent)
 
 
 def settle(

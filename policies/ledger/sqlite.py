@@ -52,6 +52,7 @@ class _Call(NamedTuple):
 
     work: Callable[[], object]
     future: asyncio.Future[object]
+    loop: asyncio.AbstractEventLoop
     begin_by_s: float  # monotonic
     owes: tuple[str, Sequence[Amount]] | None  # a settlement, which has to run however late
 
@@ -134,9 +135,10 @@ class SqliteLedger:
             raise _unavailable(self._path, self._refusal)
         if owes is None and self._queue.qsize() >= self._waiting_max:
             raise _unavailable(self._path, f"{self._waiting_max} calls are waiting")
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
         begin_by_s = time.monotonic() + self._half_s
-        self._queue.put(_Call(work, future, begin_by_s, owes))  # type: ignore[arg-type]  # T
+        self._queue.put(_Call(work, future, loop, begin_by_s, owes))  # type: ignore[arg-type]  # T
         return await future
 
     def _run(self) -> None:
@@ -147,8 +149,10 @@ class SqliteLedger:
                 result = self._serve(call)
             except Exception as error:  # noqa: BLE001  whoever asked hears of it
                 failure = error
-            with suppress(RuntimeError):  # its event loop is closed: nobody waits any more
-                call.future.get_loop().call_soon_threadsafe(_answer, call.future, result, failure)
+            try:
+                call.loop.call_soon_threadsafe(_answer, call.future, result, failure)
+            except RuntimeError:  # its event loop is closed: nobody waits any more
+                continue
         with suppress(sqlite3.Error):
             self._connection.close()
 

@@ -95,6 +95,38 @@ def test_what_is_allocated_is_what_was_counted_up_to_what_was_held(
     assert all(one.amount > 0 for one in booked)
 
 
+PERIODS = ["a/x", "a/x@2024-10-04T00:00:00Z", "a/x@2024-10-05T00:00:00Z", "a/x/s", "b/x"]
+HOLDS = st.lists(
+    st.builds(
+        Amount,
+        st.sampled_from(PERIODS),
+        st.sampled_from(["bytes_in", "bytes_out", "requests", "steps"]),
+        st.integers(0, 9),
+    ),
+    max_size=8,
+)
+
+
+@given(HOLDS, st.integers(0, 20), st.integers(0, 20), st.booleans())
+def test_what_is_allocated_is_the_plain_sum_in_whatever_order_the_holds_come(
+    holds: list[Amount], read: int, sent: int, in_order: bool
+) -> None:
+    if in_order:
+        holds = sorted({(one.account, one.unit): one for one in holds}.values())
+    rest: dict[tuple[str, str], int] = {}
+    wanted: dict[tuple[str, str], int] = {}
+    for name, unit, amount in holds:
+        counted = {"bytes_in": read, "bytes_out": sent}.get(unit, 10**9)
+        key = name.partition("@")[0], unit
+        taken = min(amount, rest.get(key, counted))
+        rest[key] = rest.get(key, counted) - taken
+        wanted[name, unit] = wanted.get((name, unit), 0) + taken
+    expected = [Amount(*key, amount) for key, amount in sorted(wanted.items()) if amount]
+    counts = {"bytes_in": read, "bytes_out": sent}
+    assert allocate(holds, counts) == tuple(expected)
+    assert all(type(one) is Amount for one in allocate(iter(holds), counts))
+
+
 def test_a_settlement_releases_what_was_held_and_books_what_was_spent() -> None:
     one = account(requests=9, bytes_in=100)
     one.spent, one.held = {"bytes_in": 5}, {"requests": 3, "bytes_in": 80}

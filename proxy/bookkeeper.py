@@ -160,7 +160,7 @@ class Bookkeeper:
                 return LedgerAnswered("ledger-unavailable")
             raise
         self.problem = self._sealed
-        self._record_periods(answer)
+        self._record_periods(answer, now_ms)
         if isinstance(answer, Shortfall):
             self._exhaust(answer)
             return LedgerAnswered("budget-exhausted", shortfall=answer)
@@ -181,7 +181,7 @@ class Bookkeeper:
         except (LedgerUnavailable, TimeoutError) as error:
             self._count_fault(error)
             return SliceAnswered(unit, refusal="ledger-unavailable")
-        self._record_periods(answer)
+        self._record_periods(answer, now_ms)
         if isinstance(answer, Shortfall):
             self._exhaust(answer)
             return SliceAnswered(unit, refusal="budget-exhausted", shortfall=answer)
@@ -295,8 +295,7 @@ class Bookkeeper:
                 task.set_name(_WAITING)
             await asyncio.sleep(_RETRY_S)
 
-    def _record_periods(self, answer: Hold | Shortfall) -> None:
-        now_ms = self.now_ms()
+    def _record_periods(self, answer: Hold | Shortfall, now_ms: int) -> None:
         for closed, opened in zip(answer.closed, answer.opened, strict=True):
             ended = replace(copy(opened), name=closed.name, spent=dict(closed.spent))
             self._submit(describe_snapshot(ended, "closed", now_ms))

@@ -40,6 +40,7 @@ from policies.policy_set import PolicySet
 from proxy.accounting import describe_snapshot
 from proxy.agent_states import AgentStates
 from proxy.contracts import Contracts
+from proxy.deadline import within
 from proxy.fault import ANY_FAULT
 from proxy.metrics import Metrics
 from proxy.recording import AuditEvent, Recorder
@@ -146,9 +147,7 @@ class Bookkeeper:
         shown = effect.decision.obligations.show_budget
         order = Order(decision_id, *who, now_ms, effect.amounts, effect.slices, shown)
         try:
-            async with asyncio.timeout(self._deadline_s):
-                await self.contracts.open_missing(principal)
-                answer = await self.ledger.reserve(order)
+            answer = await within(self._deadline_s, self._reserve(principal, order))
         except BaseException as error:
             if not isinstance(error, LedgerUnavailable | LogUnavailable):  # those hold nothing
                 self.settle(decision_id, (), principal)  # nobody knows what it holds
@@ -169,6 +168,10 @@ class Bookkeeper:
         self._running[decision_id] = _Deadline(*who, answer.ends_ms or _NEVER_MS)
         return LedgerAnswered(hold=answer, now_ms=now_ms)
 
+    async def _reserve(self, principal: Principal, order: Order) -> Hold | Shortfall:
+        await self.contracts.open_missing(principal)
+        return await self.ledger.reserve(order)
+
     async def extend(self, decision_id: str, wanted: SliceWanted) -> SliceAnswered:
         """Hold a further slice for a stream. A ledger that cannot answer refuses."""
         now_ms, unit = self.now_ms(), wanted.unit
@@ -176,8 +179,7 @@ class Bookkeeper:
             return SliceAnswered(unit, refusal="contract-broken")
         extension = Extension(decision_id, unit, wanted.need_bytes, now_ms, wanted.whole)
         try:
-            async with asyncio.timeout(self._deadline_s):
-                answer = await self.ledger.reserve(extension)
+            answer = await within(self._deadline_s, self.ledger.reserve(extension))
         except (LedgerUnavailable, TimeoutError) as error:
             self._count_fault(error)
             return SliceAnswered(unit, refusal="ledger-unavailable")
@@ -254,16 +256,14 @@ class Bookkeeper:
         out."""
         if self.contracts.is_owing:
             with suppress(LedgerUnavailable, TimeoutError):
-                async with asyncio.timeout(self._deadline_s):
-                    await self.contracts.pay()
+                await within(self._deadline_s, self.contracts.pay())
         if self.problem and not self._sealed:
             await self.refresh()
 
     async def refresh(self) -> Book:
         """A fresh copy of the ledger; the old one where it does not answer."""
         try:
-            async with asyncio.timeout(self._deadline_s):
-                self.contracts.book = await self.ledger.read()
+            self.contracts.book = await within(self._deadline_s, self.ledger.read())
             self.problem = self._sealed
         except (LedgerUnavailable, TimeoutError) as error:
             self._count_fault(error)

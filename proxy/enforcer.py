@@ -30,6 +30,7 @@ from proxy.allowance import Passing
 from proxy.bookkeeper import Bookkeeper
 from proxy.budget_header import format_budget
 from proxy.call import Call, describe_target, find_authorization, read_call
+from proxy.deadline import within
 from proxy.denial import Denial, deny
 from proxy.destination import DnsFailed, Resolver
 from proxy.exchange import Exchange
@@ -381,8 +382,7 @@ class Enforcer:
         event = self._describe(exchange, record)
         run.asked = True  # from here on only the log itself can say that there is no record
         try:
-            async with asyncio.timeout(self.settings.audit_deadline_s):
-                stored = await self.recorder.store(event)
+            stored = await within(self.settings.audit_deadline_s, self.recorder.store(event))
         except TimeoutError:
             raise LogSlow("the log was not durable in time") from None
         if not isinstance(stored, Stored):

@@ -16,6 +16,7 @@ from policies.model import ContractBroken
 from proxy.accounting import describe_reserve
 from proxy.allowance import IN, OUT, Passing
 from proxy.bookkeeper import Bookkeeper
+from proxy.deadline import within
 from proxy.exchange import Exchange
 from proxy.fault import ANY_FAULT
 from proxy.metrics import Metrics
@@ -100,9 +101,8 @@ class Extensions:
             raise ContractBroken("a slice without its record")
         record = effect.record
         try:
-            async with asyncio.timeout(self._deadline_s):
-                event = describe_reserve(exchange.id, record.reserve, record.reserved_ms)
-                await self._recorder.store(event)
+            event = describe_reserve(exchange.id, record.reserve, record.reserved_ms)
+            await within(self._deadline_s, self._recorder.store(event))
         except (LogUnavailable, TimeoutError) as error:
             self._count_fault("record", error)
             return "audit-unavailable"

@@ -84,6 +84,12 @@ def test_a_shortfall_names_the_first_account_and_unit_that_do_not_suffice() -> N
     assert [one.held for one in ones] == [{}, {}]
 
 
+def test_an_account_that_just_suffices_is_not_the_one_that_is_short() -> None:
+    ones = [account("a", requests=2, bytes_in=1), account("b", requests=1, steps=0)]
+    answer = short(reserve(ones, order("d-1", "bytes_in", requests=2)))
+    assert (answer.account, answer.unit) == ("b/coder", "requests")
+
+
 def test_under_a_limit_that_fell_below_what_was_spent_nothing_is_held_at_all() -> None:
     """Not even a request that takes none of it: I2 would not hold behind it."""
     one = account(requests=9, risk=2)
@@ -223,6 +229,17 @@ def test_the_tightest_account_decides_about_the_slice() -> None:
         hold = held(reserve(given, order("d-1", "bytes_in", "bytes_out")))
         assert hold.granted == {"bytes_in": 7}
         assert [amount[2] for amount in hold.amounts] == [7, 7, 0]
+
+
+@pytest.mark.parametrize(("spent", "on_hold", "granted"), [(30, 20, 50), (20, 79, 1), (0, 0, 100)])
+def test_a_slice_is_what_others_have_left_whether_or_not_a_head_goes_with_it(
+    spent: int, on_hold: int, granted: int
+) -> None:
+    one = account(bytes_in=100)
+    one.spent["bytes_in"], one.held["bytes_in"] = spent, on_hold
+    assert held(reserve([one], order("d-1", "bytes_in"))).granted == {"bytes_in": granted}
+    assert one.held == {"bytes_in": on_hold + granted}
+    assert short(reserve([one], order("d-2", "bytes_in"))).available == 0
 
 
 def test_an_exact_amount_of_bytes_is_never_clipped() -> None:

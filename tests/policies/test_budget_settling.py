@@ -233,6 +233,15 @@ def test_a_closed_period_keeps_no_other_account_from_settling() -> None:
     assert [one.held for one in ones] == [{}, {}]
 
 
+def test_a_settlement_touches_only_the_account_it_names() -> None:
+    first, second = account("a", requests=9), account("b", requests=9)
+    first.held["requests"], second.held["requests"] = 5, 2
+    hold = [Amount("b/coder", "requests", 2)]
+    settle([first, second], hold, hold)
+    assert (first.spent, first.held) == ({}, {"requests": 5})
+    assert (second.spent, second.held) == ({"requests": 2}, {})
+
+
 def test_a_zero_in_front_keeps_no_other_unit_from_settling() -> None:
     one = account(requests=9, bytes_in=9)
     hold = held(reserve([one], order(requests=2)))

@@ -28,6 +28,7 @@ from policies.model import PolicyRejected
 from policies.sources import PolicyUnreadable
 from proxy.control import CommandRefused, ServerNotRunning, ask
 from proxy.credentials import CredentialStore
+from proxy.fold import FoldBroken, fold_log
 from proxy.settings import DESCRIPTORS_SPARE, Endpoint, Settings
 from proxy.state import check_state, is_blank
 
@@ -263,6 +264,24 @@ def _look_at_log(settings: Settings, _now: datetime) -> _Found:
     return "ok", found, ""
 
 
+def _look_at_ledger(settings: Settings, _now: datetime) -> _Found:
+    """A running server says how its ledger is; without one, what the next would begin with."""
+    if is_blank(settings.state):
+        return "warn", "not made yet", "`tollkeeper init`"
+    try:
+        book = fold_log(settings.log_folder).book(live=False)
+    except FoldBroken as error:
+        return "fail", str(error), "budgets cannot be told from this log; keep a copy and report it"
+    found = f"{_count(book.accounts, 'account')}, {_count(book.standings, 'agent')} not active"
+    try:
+        problem = ask(settings.control_socket, "status")["checks"].get("ledger", "")
+    except (ServerNotRunning, CommandRefused):
+        return "ok", f"{found}, by the log; the file is made anew from it at the next start", ""
+    if problem:
+        return "fail", problem, "everything is denied until it answers; a restart makes it anew"
+    return "ok", f"{found}; the server's ledger answers", ""
+
+
 def _port_check(flag: Literal["listen", "admin"]) -> Callable[[Settings, datetime], _Found]:
     return lambda settings, _now: _look_at_port(
         f"--{flag}", settings.listen if flag == "listen" else settings.admin, settings
@@ -282,4 +301,5 @@ _CHECKS: dict[str, Callable[[Settings, datetime], _Found]] = {
     "admin-port": _port_check("admin"),
     "policy": _look_at_policy,
     "log": _look_at_log,
+    "ledger": _look_at_ledger,
 }

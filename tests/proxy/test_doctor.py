@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from audit.writer import Writer
+from policies.budget import Account, Contract, State, Term
 from proxy import doctor
+from proxy.accounting import describe_snapshot, describe_state
 from proxy.credentials import CredentialStore
 from proxy.doctor import Check, examine
 from proxy.settings import Endpoint, Settings, parse_listen
@@ -25,7 +27,7 @@ POLICY = (
 )
 NAMES = [
     *("interpreter", "versions", "state", "ca", "credentials", "clock", "disk", "descriptors"),
-    *("port", "admin-port", "policy", "log"),
+    *("port", "admin-port", "policy", "log", "ledger"),
 ]
 
 
@@ -201,6 +203,33 @@ def test_a_torn_last_line_warns(settings: Settings) -> None:
     check = look(settings, "log")
     assert check.level == "warn"
     assert "unfinished record" in check.found
+
+
+def test_what_the_log_says_of_budgets_is_told(settings: Settings) -> None:
+    account = Account("life", "coder", "", Contract({"requests": Term(5, 5)}))
+    writer = Writer.open(settings.log_folder, software="test")
+    try:
+        for event in (
+            describe_snapshot(account, "opened", 1_000),
+            describe_state("coder", State.ACTIVE, State.HALTED, "enough", by="cli:me"),
+        ):
+            writer.store_blocking(event, 5.0)
+    finally:
+        writer.close()
+    check = look(settings, "ledger")
+    assert check.level == "ok"
+    assert check.found.startswith("1 account, 1 agent not active, by the log")
+
+
+def test_a_log_that_does_not_add_up_fails(settings: Settings) -> None:
+    account = Account("life", "coder", "", Contract({"requests": Term(5, 5)}))
+    writer = Writer.open(settings.log_folder, software="test")
+    try:
+        writer.store_blocking(describe_snapshot(account, "changed", 1_000), 5.0)
+    finally:
+        writer.close()
+    check = look(settings, "ledger")
+    assert (check.level, "was never opened" in check.found) == ("fail", True)
 
 
 DISKS = {

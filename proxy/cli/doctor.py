@@ -45,7 +45,7 @@ Example:
 @json_option()
 @click.pass_context
 def doctor(ctx: click.Context, /, *, as_json: bool, **knobs: Any) -> None:
-    """Check interpreter, versions, state, CA, clock, disk, ports, policy and log.
+    """Check interpreter, versions, state, CA, clock, disk, ports, policy, log, ledger.
 
     One line each: ok, warn or fail, with the remedy. Exit 1 when something fails.
     """

@@ -264,3 +264,21 @@ def test_edits_during_a_race_give_nobody_more(tmp_path: Path) -> None:
         assert spent == len(house.origin.requests)
         assert house.limits("b/local") == {"requests": 45}
         assert 45 <= spent <= 60  # what was let out before it fell stays out
+
+
+def test_doctor_asks_the_running_server_how_its_ledger_is(tmp_path: Path) -> None:
+    with open_house(tmp_path, budget(10)) as house:
+
+        def look() -> dict[str, str]:
+            checks = json.loads(house.command("doctor", check=False).stdout)
+            return next(dict(check) for check in checks if check["name"] == "ledger")
+
+        assert (look()["level"], look()["found"].rpartition("; ")[2]) == (
+            "ok",
+            "the server's ledger answers",
+        )
+        (house.proxy.state / "ledger.db").unlink()
+        assert reason_of(house.ask("/ok")) == "ledger-unavailable"
+        found = look()
+        assert found["level"] == "fail"
+        assert "restart" in found["remedy"]

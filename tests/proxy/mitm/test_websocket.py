@@ -12,6 +12,7 @@ from websockets.sync.client import ClientConnection, connect
 from tests.kit.gate import Gate, eventually
 from tests.kit.http1 import Http1
 from tests.kit.origin import Origin
+from tests.kit.serial import SerialSocket
 from tests.proxy.mitm.conftest import OpenGate
 
 RULE = (
@@ -24,7 +25,7 @@ TEXT, BINARY, CLOSE, PING = 1, 2, 8, 9
 def dial(gate: Gate, *, secure: bool = True, path: str = "/ws", **options: Any) -> ClientConnection:
     """A client in a tunnel, with TLS or without."""
     if secure:
-        connection: Any = gate.secure()
+        connection: Any = SerialSocket(gate.secure())
     else:
         connection = gate.tunnel("api.test:80")
     settings = {"compression": None, "ping_interval": None, "proxy": None} | options

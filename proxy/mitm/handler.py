@@ -277,6 +277,9 @@ class Handler(TlsHooks, ConnectionHandler):
         if isinstance(hook, Judge) and (self._crashed or self.session.ended):
             self._withdraw(hook)  # nobody is left to act on the verdict
         elif hook.blocking:
+            if isinstance(hook, Judge) and isinstance(hook.stream.verdict, Admitted):
+                exchange = hook.stream.verdict.exchange
+                self.session.exchanges[exchange.id] = exchange  # a crash now leaves an outcome
             await self.server_event(events.HookCompleted(hook))
 
     def _pause(self, hook: commands.StartHook) -> Pause | None:

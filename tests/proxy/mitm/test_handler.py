@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from mitmproxy.connection import Server
 from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy.layer import Layer
 from mitmproxy.proxy.layers.http._events import ResponseData, ResponseEndOfMessage, ResponseHeaders
 
 from policies.model import ContractBroken
@@ -168,6 +169,7 @@ CRASHES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], bool]] = {
     # where, and whether the request had left by then
     "the HTTP layer": (in_method(GatedHttpLayer, "make_stream"), False),
     "a stream": (in_step(ReceivedHead), False),
+    "with the verdict": (in_method(Layer, "_Layer__continue"), False),
     "after the verdict": (in_method(Stream, "_forward"), False),
     "getting a connection": (in_method(GatedHttpLayer, "get_connection"), False),
     "writing the head": (in_method(StrictHttp1Client, "send"), False),

@@ -22,7 +22,7 @@ from policies.account import (
     roll,
 )
 from policies.budget import SLICE_BYTES, Hold
-from tests.kit.ledgers import DAY_MS, MIDNIGHT_MS, NOON_MS, account
+from tests.kit.ledgers import DAY_MS, MIDNIGHT_MS, NOON_MS, account, contract
 
 NAME = "daily/coder"
 FRIDAY = "daily/coder@2024-10-04T00:00:00Z"
@@ -104,6 +104,14 @@ def test_what_is_not_said_is_the_least() -> None:
 
 def test_a_name_that_is_given_is_kept() -> None:
     assert Account("daily", "coder", "", Contract(), name="daily/coder@then").name[-4:] == "then"
+
+
+def test_contracts_are_equal_and_shown_by_what_they_say_and_not_by_what_follows_from_it() -> None:
+    limits = {"bytes_in": 1, "bytes_out": 2, "wall_time": 3}
+    one, turned = contract(limits), contract(dict(reversed(limits.items())))
+    assert one.byte_units != turned.byte_units
+    assert one == turned
+    assert repr(one) == f"Contract(terms={one.terms}, window_ms=0, at=())"
 
 
 # What is left

@@ -62,6 +62,11 @@ def test_exact_units_are_booked_in_full_and_bytes_as_counted(
     assert allocate(holds, counted) == allocate(sorted(holds), counted) == expected
 
 
+def test_of_a_unit_that_nobody_counted_not_even_one_byte_is_booked() -> None:
+    once, twice = [Amount(NAME, "bytes_in", 1)], [Amount(NAME, "bytes_in", 1)] * 2
+    assert allocate(once, {}) == allocate(twice, {"bytes_out": 1}) == ()
+
+
 @pytest.mark.parametrize(
     ("counted", "friday", "saturday"),
     [(5, 5, 0), (100, 100, 0), (101, 100, 1), (140, 100, 40), (160, 100, 60), (999, 100, 60)],

@@ -674,14 +674,26 @@ def test_a25_what_fails_at_the_start_keeps_the_port_closed(tmp_path: Path, where
     assert errors
 
 
+@contextlib.contextmanager
+def open_pair() -> Iterator[tuple[Origin, socket.socket]]:
+    """An origin on 127.0.0.2 and a listener on the same port of 127.0.0.1, where it is free."""
+    for _ in range(20):
+        with Origin(host="127.0.0.2") as vetted:
+            try:
+                trap = socket.create_server(("127.0.0.1", vetted.port))
+            except OSError:
+                continue  # somebody has that port
+            with trap:
+                yield vetted, trap
+                return
+    raise RuntimeError("no port that is free on both addresses")
+
+
 def test_a26_under_uvloop_the_vetted_address_is_dialled_and_denials_hold(tmp_path: Path) -> None:
     """The name server changes its mind after the first answer; nobody asks a second time."""
     pytest.importorskip("uvloop")
     rebind = "rebind.test.example"
-    with (
-        Origin(host="127.0.0.2") as vetted,
-        socket.create_server(("127.0.0.1", vetted.port)) as trap,
-    ):
+    with open_pair() as (vetted, trap):
         trap.setblocking(False)
         rules = (
             f"  - {{ id: rebind, verdict: allow, match: {{ host: {rebind}, scheme: http,"

@@ -410,6 +410,8 @@ def test_after_a_kill_nothing_is_forgotten_and_what_was_under_way_counts(house: 
                 f"GET http://{HOST}/trickle/1000 HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
             )
             assert wait_until(lambda: unit_of(show()["daily/local"], "requests")["held"] == 1)
+            # held comes first, then its record, then the request leaves: from here on it counts
+            assert wait_until(lambda: len(origin.requests) == 2)
             proxy.stop(signal.SIGKILL)
         assert verify(Path("state/log"), allow_open=True).exit_code == VALID
         assert unit_of(show()["daily/local"], "requests")["spent"] == 2

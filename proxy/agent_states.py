@@ -9,7 +9,6 @@ Rule 1: a state is in force in this process before it is durable: halting must n
 Rule 2: states only move right (I4); there is no way back but a new agent id.
 """
 
-import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
@@ -20,12 +19,11 @@ from policies.budget import Account, State, find_threshold
 from policies.ledger import Ledger, PutStanding, Standing
 from policies.model import ContractBroken
 from proxy.accounting import describe_state
+from proxy.journal import store_patiently
 from proxy.metrics import Metrics
 from proxy.recording import AuditEvent, Recorder
 
 log = structlog.get_logger()
-
-_RECORD_S = 10.0  # no request waits for it
 
 # agent, rules whose streams may go on (None: none), reason; returns how many connections were cut
 Cut = Callable[[str, frozenset[str], str], int]
@@ -131,11 +129,7 @@ class AgentStates:
             return  # a farther one was asked for first, and the log moves right only
         asking.append(state)
         try:
-            async with asyncio.timeout(_RECORD_S):
-                await self._recorder.store(event)
-        except TimeoutError:
-            text = f"not durable within {_RECORD_S} s"
-            raise LogUnavailable("audit-unavailable", text) from None
+            await store_patiently(self._recorder, event)
         finally:
             asking.remove(state)
         self._recorded[agent] = max(self._recorded.get(agent, State.ACTIVE), state)

@@ -42,8 +42,9 @@ from proxy.agent_states import AgentStates
 from proxy.contracts import Contracts
 from proxy.deadline import within
 from proxy.fault import ANY_FAULT
+from proxy.journal import submit_counted
 from proxy.metrics import Metrics
-from proxy.recording import AuditEvent, Recorder
+from proxy.recording import Recorder
 from proxy.vocabulary import LedgerAnswered, Reserve, SliceAnswered, SliceWanted
 
 log = structlog.get_logger()
@@ -296,20 +297,15 @@ class Bookkeeper:
             await asyncio.sleep(_RETRY_S)
 
     def _record_periods(self, answer: Hold | Shortfall, now_ms: int) -> None:
+        """What the log does not take, the fold reads from the names of the accounts."""
         for closed, opened in zip(answer.closed, answer.opened, strict=True):
             ended = replace(copy(opened), name=closed.name, spent=dict(closed.spent))
-            self._submit(describe_snapshot(ended, "closed", now_ms))
-            self._submit(describe_snapshot(opened, "opened", now_ms))
-
-    def _submit(self, event: AuditEvent) -> None:
-        """What the log does not take, the fold reads from the names of the accounts."""
-        try:
-            self._recorder.submit(event)
-        except LogUnavailable as error:
-            code = error.code
-            self._metrics.safely(lambda m: m.failed(code))
-        else:
-            self._metrics.safely(lambda m: m.count_record(str(event["kind"])))
+            submit_counted(
+                self._recorder, self._metrics, describe_snapshot(ended, "closed", now_ms)
+            )
+            submit_counted(
+                self._recorder, self._metrics, describe_snapshot(opened, "opened", now_ms)
+            )
 
     def _exhaust(self, short: Shortfall) -> None:
         self._metrics.safely(lambda m: m.count_exhausted(short.account, short.unit))
@@ -326,7 +322,7 @@ class Bookkeeper:
         self._count_fault(error)
         if isinstance(error, ContractBroken):  # what is held stays held: less may pass, never more
             alert = {"kind": "alert", "cause": "contract-broken", "detail": str(error)}
-            self._submit(alert)
+            submit_counted(self._recorder, self._metrics, alert)
 
     def _count_fault(self, error: BaseException) -> None:
         self._metrics.safely(lambda m: m.count_fault("ledger"))

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from audit.writer import LogUnavailable
 from policies import contract as terms
 from policies.budget import Account, Contract, copy, name_account, roll
 from policies.ledger import Book, Ledger, PutAccount, Standing
@@ -21,11 +20,11 @@ from policies.model import Principal
 from policies.policy_set import PolicySet
 from policies.rule import Budget
 from proxy.accounting import describe_raise, describe_snapshot
-from proxy.recording import AuditEvent, Recorder
+from proxy.journal import store_patiently
+from proxy.recording import Recorder
 
 log = structlog.get_logger()
 
-_RECORD_S = 10.0  # a person or a reload waits
 _BATCH = 500  # records queued before the disk is waited for
 
 
@@ -205,8 +204,10 @@ class Contracts:
             return []
         base = plan.raised.base
         for name, old, new in plan.changes:
-            await self._store(describe_raise(base, name, old, new, by))
-        await self._store(describe_snapshot(plan.raised, "changed", self._now_ms()))
+            await store_patiently(self._recorder, describe_raise(base, name, old, new, by))
+        await store_patiently(
+            self._recorder, describe_snapshot(plan.raised, "changed", self._now_ms())
+        )
         await self._carry_out(plan.raised)
         log.warning("budget-raise", account=base, by=by)
         return [
@@ -219,7 +220,7 @@ class Contracts:
         if changed % _BATCH:
             self._recorder.submit(event)
         else:
-            await self._store(event)
+            await store_patiently(self._recorder, event)
         await self._carry_out(account)
         return changed + 1
 
@@ -248,14 +249,6 @@ class Contracts:
             self.book.accounts.setdefault(base, copy(account))
             if self._owed.get(base) is account:
                 del self._owed[base]
-
-    async def _store(self, event: AuditEvent) -> None:
-        try:
-            async with asyncio.timeout(_RECORD_S):
-                await self._recorder.store(event)
-        except TimeoutError:
-            text = f"not durable within {_RECORD_S} s"
-            raise LogUnavailable("audit-unavailable", text) from None
 
     def _warn_of_pending(self) -> None:
         for account in self.book.accounts.values():

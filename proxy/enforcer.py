@@ -37,6 +37,7 @@ from proxy.exchange import Exchange
 from proxy.extension import Extensions
 from proxy.fault import ANY_FAULT, NOT_RECORDED, LogSlow, explain_fault
 from proxy.identity import CredentialStore, IdentityRefusal, identify
+from proxy.journal import submit_counted
 from proxy.metrics import Metrics
 from proxy.recording import (
     AuditEvent,
@@ -410,15 +411,10 @@ class Enforcer:
     def _submit(self, event: AuditEvent) -> bool:
         """Queue a record; False: it is one that no log takes. Never raises an Exception."""
         try:
-            self.recorder.submit(event)
-        except LogUnavailable as error:
-            code = error.code
-            self.metrics.safely(lambda m: m.failed(code))
-            return True  # the log counts it, and says so once it works again
+            submit_counted(self.recorder, self.metrics, event)
         except ANY_FAULT as error:  # a refused event is a bug of ours; it is counted
             self.count_fault("record", error)
             return False
-        self.metrics.safely(lambda m: m.count_record(str(event["kind"])))
         return True
 
     def _deny(self, exchange: Exchange, effect: Deny) -> Refused:

@@ -26,6 +26,7 @@ from policies.model import ContractBroken, PolicyRejected
 from policies.policy_set import PolicySet
 from policies.sources import PolicyUnreadable
 from proxy.enforcer import Generation
+from proxy.journal import store_patiently
 from proxy.metrics import Metrics
 from proxy.recording import AuditEvent, Recorder
 from proxy.settings import Settings
@@ -33,7 +34,6 @@ from proxy.settings import Settings
 log = structlog.get_logger()
 
 WATCH_S = 0.5
-_RECORD_S = 10.0  # for the record of a policy; no request waits for it
 _FINDINGS_MAX = 50  # in one record
 _START_RETRIES = 4
 _START_PAUSE_S = 0.25
@@ -202,12 +202,7 @@ class PolicyKeeper:
 
     async def _record(self, event: AuditEvent) -> None:
         self._recorded = None
-        try:
-            async with asyncio.timeout(_RECORD_S):
-                await self._recorder.store(event)
-        except TimeoutError:
-            text = f"not durable within {_RECORD_S} s"
-            raise LogUnavailable("audit-unavailable", text) from None
+        await store_patiently(self._recorder, event)
         self._recorded = event
 
     def _look(self) -> Mapping[str, object]:

@@ -264,7 +264,7 @@ async def test_many_new_accounts_wait_for_the_disk_now_and_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("proxy.contracts._BATCH", 1)
-    monkeypatch.setattr("proxy.contracts._RECORD_S", 0.01)
+    monkeypatch.setattr("proxy.journal._RECORD_S", 0.01)
     desk = Desk()
     desk.recorder.faults["ledger.snapshot"] = Fault(hang=True)
     with pytest.raises(LogUnavailable, match="not durable"):

@@ -14,6 +14,7 @@ Commands are named COMMANDS on the control socket; arguments and answers are JSO
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any, Protocol
 
 import structlog
@@ -21,21 +22,20 @@ import structlog
 from audit.reader import LineBroken
 from audit.segment import LogUnreadable
 from audit.verify import PREFIX, VALID, verify
-from audit.writer import LogUnavailable, wall_clock
+from audit.writer import LogUnavailable
 from policies.budget import State
 from policies.compile import compile_policy
-from policies.ledger import Book, LedgerUnavailable
-from policies.ledger.memory import MemoryLedger
+from policies.ledger import LedgerUnavailable
 from policies.model import PolicyRejected
 from policies.policy_set import PolicySet
 from policies.sources import PolicyUnreadable
 from policies.values import suggest
 from proxy.bookkeeper import Bookkeeper
+from proxy.books import Books
 from proxy.changes import ChangeUnrecorded, take_log
 from proxy.control import Arguments, Command, CommandRefused, ServerNotRunning, ask
 from proxy.credentials import Credential, CredentialStore, CredentialsUnusable
-from proxy.fold import FoldBroken, fold_log
-from proxy.ledger_clock import LedgerClock
+from proxy.fold import FoldBroken
 from proxy.metrics import Metrics
 from proxy.recording import AuditEvent, Recorder
 from proxy.settings import Settings
@@ -239,8 +239,10 @@ async def _act(
 
 
 def _open_books(settings: Settings, recorder: Recorder) -> Bookkeeper:
+    """As a server opens them, but for the ledger's file: that is the next server's to write."""
     try:
-        fold = fold_log(settings.log_folder)
+        alone = replace(settings, ledger="memory")
+        return Books(alone, recorder=recorder, metrics=Metrics("cli")).bookkeeper
     except FoldBroken as error:
         raise OversightRefused(f"{error}; the log says something impossible") from error
     except LineBroken as error:
@@ -253,15 +255,6 @@ def _open_books(settings: Settings, recorder: Recorder) -> Bookkeeper:
         raise OversightRefused(
             f"`{settings.log_folder}`: {text}; run `tollkeeper init`, or give --state"
         ) from error
-    book: Book = fold.book(live=False)
-    wall_ms = int(wall_clock().timestamp() * 1000)
-    return Bookkeeper(
-        MemoryLedger(book),
-        recorder=recorder,
-        metrics=Metrics("cli"),
-        now_ms=LedgerClock(wall_ms, fold.floor_ms).now_ms,
-        book=book,
-    )
 
 
 def _verify(settings: Settings) -> None:

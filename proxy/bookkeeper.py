@@ -13,7 +13,7 @@ Rule 2: a settlement that fails is repeated until it is taken: the log has it al
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -214,14 +214,14 @@ class Bookkeeper:
 
     # --- time, and those who look
 
-    def list_limited(self, agent: str, session: str) -> frozenset[str]:
-        """The byte units that an account of this principal limits now."""
-        return frozenset(
-            unit
-            for account in self.contracts.book.accounts.values()
-            if account.agent == agent and account.session in ("", session)
-            for unit in BYTE_UNITS.intersection(account.contract.terms)
-        )
+    def map_limited(self) -> Mapping[tuple[str, str], frozenset[str]]:
+        """The byte units that accounts limit now, by (agent, session); session "" is every one."""
+        limited: dict[tuple[str, str], frozenset[str]] = {}
+        for account in self.contracts.book.accounts.values():
+            key = account.agent, account.session
+            units = BYTE_UNITS.intersection(account.contract.terms)
+            limited[key] = limited.get(key, frozenset()) | units
+        return limited
 
     def find_overdue(self) -> frozenset[str]:
         """Running decisions whose wall_time is over: their streams are to be cut."""

@@ -203,7 +203,7 @@ class House:
         """Cut what the new policy would no longer let out (policy.md 2.11), and what it meters
         and did not meter when it began."""
         policy_set = self.keeper.generation.policy_set
-        self.master.cut(self._is_unmetered, "policy-changed")
+        self._cut_unmetered()
         if not policy_set.defaults.cut_on_tighten:
             return
         now = wall_clock()
@@ -232,15 +232,21 @@ class House:
         if cut:
             log.info("tightened", connections_cut=cut)
 
-    def _is_unmetered(self, handler: "Handler") -> bool:
-        """Whether a stream runs that holds nothing of a byte budget which has come to apply."""
-        for exchange in handler.session.exchanges.values():
-            who = exchange.principal
-            if who is not None and exchange.stage is Stage.REQUEST:
-                limited = self.bookkeeper.list_limited(who.agent, who.session)
-                if not limited <= exchange.allowance.granted.keys():
-                    return True
-        return False
+    def _cut_unmetered(self) -> None:
+        """End streams that hold nothing of a byte budget which has come to apply to them."""
+        limited = self.bookkeeper.map_limited()  # once: there may be many streams and accounts
+
+        def is_unmetered(handler: "Handler") -> bool:
+            for exchange in handler.session.exchanges.values():
+                who = exchange.principal
+                if who is not None and exchange.stage is Stage.REQUEST:
+                    metered = exchange.allowance.granted.keys()
+                    for session in {"", who.session}:
+                        if not limited.get((who.agent, session), frozenset()) <= metered:
+                            return True
+            return False
+
+        self.master.cut(is_unmetered, "policy-changed")
 
     def _cut_agent(self, agent: str, spared: frozenset[str], reason: str) -> int:
         """Cut the connections on which an agent has anything under way that no spared rule

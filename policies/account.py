@@ -21,7 +21,6 @@ LIMIT_MAX = 2**53 - 1  # what every JSON reader keeps exactly
 UNITS = ("requests", "steps", "effort", "risk", "bytes_out", "bytes_in", "wall_time")
 BYTE_UNITS = frozenset({"bytes_out", "bytes_in"})
 WALL_TIME = "wall_time"  # a deadline in ms since the first allowed request; nothing is held of it
-_UNCAPPED = 2**63  # of wall_time nothing is held: it is judged by the clock
 
 
 class State(IntEnum):
@@ -84,11 +83,9 @@ class Contract:
 
     def __post_init__(self) -> None:
         wall_time = self.terms.get(WALL_TIME)
-        caps = {unit: term.limit for unit, term in self.terms.items()}
-        if wall_time is not None:
-            caps[WALL_TIME] = _UNCAPPED
+        caps = sorted([(unit, term.limit) for unit, term in self.terms.items()])
         put_ = object.__setattr__  # frozen
-        put_(self, "caps", tuple(sorted(caps.items())))
+        put_(self, "caps", tuple(caps))
         put_(self, "byte_units", tuple([unit for unit in self.terms if unit in BYTE_UNITS]))
         put_(self, "wall_time_ms", wall_time.limit if wall_time is not None else None)
 
